@@ -1,0 +1,4 @@
+#!/usr/bin/env node
+import { runRequestNetwork } from '../dist/main.js';
+
+await runRequestNetwork();

@@ -1,0 +1,4 @@
+#!/usr/bin/env node
+import { runUserCli } from '../dist/cli.js';
+
+await runUserCli();

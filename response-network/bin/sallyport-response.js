@@ -1,0 +1,4 @@
+#!/usr/bin/env node
+import { runResponseNetwork } from '../dist/main.js';
+
+await runResponseNetwork();

@@ -1,0 +1,93 @@
+import { rows, type Database, type Transaction } from './database.js';
+import type { ProfileTypeRecord } from './records.js';
+
+/** A set of rights: which datasets, how rich a query, how much. */
+export type ProfileType = ProfileTypeRecord & { id: string };
+
+const COLUMNS = [
+  'id',
+  'version',
+  'name',
+  'description',
+  'datasets',
+  'tier',
+  'priorities',
+  'limits',
+  'retention_days',
+  'disabled',
+] as const;
+
+/** The profile type of this id. */
+export async function findProfileType(db: Database, id: string): Promise<ProfileType | undefined> {
+  return db<ProfileType>('profile_types')
+    .where({ id })
+    .first(...COLUMNS);
+}
+
+/** The profile type of this name. */
+export async function findProfileTypeByName(
+  db: Database,
+  name: string,
+): Promise<ProfileType | undefined> {
+  return db<ProfileType>('profile_types')
+    .where({ name })
+    .first(...COLUMNS);
+}
+
+/** All profile types by name, the disabled ones too. */
+export async function listProfileTypes(db: Database): Promise<ProfileType[]> {
+  return db<ProfileType>('profile_types')
+    .select(...COLUMNS)
+    .orderBy('name');
+}
+
+/** Writes profile types; a stored one gives way to a greater version only. */
+export async function storeProfileTypes(
+  tx: Transaction,
+  profileTypes: ProfileType[],
+  now: Date,
+): Promise<void> {
+  await rows(tx, upsertFrom(`select (d->>'id')::uuid as id, d from jsonb_array_elements(?) as d`), [
+    JSON.stringify(profileTypes),
+    now,
+  ]);
+}
+
+/**
+ * Applies the `profile_type` records in `incoming`: the greatest version of each wins; a snapshot
+ * disables those it does not name.
+ */
+export async function applyProfileTypes(
+  tx: Transaction,
+  batch: { kind: string },
+  now: Date,
+): Promise<void> {
+  await rows(tx, upsertFrom(`select id, d from incoming where t = 'profile_type'`), [now]);
+  if (batch.kind !== 'snapshot') return;
+  await rows(
+    tx,
+    `update profile_types p set disabled = true, updated_at = ?
+     where not p.disabled
+       and not exists (select 1 from incoming i where i.t = 'profile_type' and i.id = p.id)`,
+    [now],
+  );
+}
+
+function upsertFrom(source: string): string {
+  return `
+    with source as (${source})
+    insert into profile_types (
+      id, version, name, description, datasets, tier, priorities, limits, retention_days,
+      disabled, updated_at)
+    select distinct on (id) id, (d->>'version')::integer, d->>'name', d->>'description',
+      array(select jsonb_array_elements_text(d->'datasets')), d->>'tier',
+      array(select jsonb_array_elements_text(d->'priorities')), d->'limits',
+      (d->>'retention_days')::integer, (d->>'disabled')::boolean, ?::timestamptz
+    from source order by id, (d->>'version')::integer desc
+    on conflict (id) do update set
+      version = excluded.version, name = excluded.name, description = excluded.description,
+      datasets = excluded.datasets, tier = excluded.tier, priorities = excluded.priorities,
+      limits = excluded.limits, retention_days = excluded.retention_days,
+      disabled = excluded.disabled, updated_at = excluded.updated_at
+    where excluded.version > profile_types.version`;
+}

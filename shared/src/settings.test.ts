@@ -1,0 +1,167 @@
+import { expect } from 'chai';
+import { pino } from 'pino';
+import { sharedMigrations } from './database.js';
+import { settingRecordId } from './records.js';
+import {
+  applySettings,
+  checkSetting,
+  defaultSettings,
+  isSetting,
+  listStoredSettings,
+  readSettings,
+  SETTINGS,
+  storeSetting,
+} from './settings.js';
+import { createTestDatabase, type TestDatabase } from './testing.js';
+
+const NOW = new Date('2026-03-01T12:00:00.000Z');
+
+let test: TestDatabase;
+describe('settings', () => {
+  before(async () => {
+    test = await createTestDatabase([sharedMigrations]);
+  });
+  after(() => test.drop());
+  beforeEach(() => test.db('settings').delete());
+
+  describe('checkSetting', () => {
+    it('takes every default', () => {
+      for (const [key, value] of Object.entries(defaultSettings())) checkSetting(key, value);
+      expect(Object.keys(SETTINGS).every(isSetting)).to.equal(true);
+    });
+
+    for (const [key, value, code] of [
+      ['no.such.setting', 1, 'not-found'],
+      ['toString', 1, 'not-found'],
+      ['schedule.import-batches', 0, 'bad-field'],
+      ['schedule.import-batches', 86_401, 'bad-field'],
+      ['schedule.import-batches', '30', 'bad-field'],
+      ['transfer.crypt.identity', 'none', 'bad-field'],
+      ['transfer.crypt.accounts', 'none', 'bad-field'],
+      ['argon2.range', { memory: { min: 1_024, max: 2_048 } }, 'bad-field'],
+      [
+        'argon2.range',
+        {
+          memory: { min: 4_096, max: 2_048 },
+          time: { min: 1, max: 2 },
+          parallelism: { min: 1, max: 1 },
+        },
+        'bad-field',
+      ],
+    ] as const) {
+      it(`refuses ${key} = ${JSON.stringify(value)}`, () => {
+        expect(() => checkSetting(key, value))
+          .to.throw()
+          .with.property('code', code);
+      });
+    }
+
+    it('lets a stream leave readable where that is allowed', () => {
+      checkSetting('transfer.crypt.results', 'none');
+    });
+  });
+
+  describe('readSettings', () => {
+    it('is the default, then what was set, then the local value of a local setting', async () => {
+      const key = 'schedule.export-requests';
+      const read = async () => (await readSettings(test.db, silent([])))[key];
+      expect(await read()).to.equal(30);
+      await set(key, 20);
+      expect(await read()).to.equal(20);
+      await test.db('settings').where({ key }).update({ local_value: '5' });
+      expect(await read()).to.equal(5);
+    });
+
+    it('ignores a local value of a setting that is not local', async () => {
+      await set('session.minutes', 20);
+      await test.db('settings').update({ local_value: '999' });
+      expect((await readSettings(test.db, silent([])))['session.minutes']).to.equal(20);
+    });
+
+    it('ignores unknown keys and values out of range, and warns', async () => {
+      const row = { version: 1, updated_at: NOW };
+      await test.db('settings').insert([
+        { ...row, key: 'future.setting', value: '1' },
+        { ...row, key: 'session.minutes', value: '0' },
+      ]);
+      const warnings: string[] = [];
+      expect(await readSettings(test.db, silent(warnings))).to.deep.equal(defaultSettings());
+      expect(warnings).to.have.length(2);
+    });
+  });
+
+  describe('storeSetting', () => {
+    it('raises the version with every change', async () => {
+      await set('session.minutes', 20);
+      await set('session.minutes', 30);
+      expect(await listStoredSettings(test.db)).to.deep.equal([
+        { key: 'session.minutes', version: 2, value: 30 },
+      ]);
+    });
+
+    it('refuses a bad value and leaves the stored one', async () => {
+      await set('session.minutes', 20);
+      const error = await set('session.minutes', 0).catch((e: unknown) => e);
+      expect(error).to.have.property('code', 'bad-field');
+      expect(await listStoredSettings(test.db)).to.have.nested.property('[0].value', 20);
+    });
+  });
+
+  describe('applySettings', () => {
+    it('keeps the greatest version of each key', async () => {
+      await apply([
+        { key: 'session.minutes', version: 3, value: 33 },
+        { key: 'session.minutes', version: 2, value: 22 },
+      ]);
+      await apply([{ key: 'session.minutes', version: 1, value: 11 }]);
+      expect(await listStoredSettings(test.db)).to.deep.equal([
+        { key: 'session.minutes', version: 3, value: 33 },
+      ]);
+    });
+
+    it('forgets with a snapshot what the other side no longer sets, but nothing local', async () => {
+      await apply([
+        { key: 'session.minutes', version: 1, value: 10 },
+        { key: 'schedule.housekeeping', version: 1, value: 10 },
+        { key: 'password.min_length', version: 1, value: 14 },
+      ]);
+      await test
+        .db('settings')
+        .where({ key: 'schedule.housekeeping' })
+        .update({ local_value: '9' });
+      await apply([{ key: 'password.min_length', version: 2, value: 15 }], 'snapshot');
+      expect((await listStoredSettings(test.db)).map(({ key }) => key)).to.deep.equal([
+        'password.min_length',
+        'schedule.housekeeping',
+      ]);
+    });
+
+    async function apply(
+      records: { key: string; version: number; value: unknown }[],
+      kind = 'delta',
+    ): Promise<void> {
+      await test.db.transaction(async (tx) => {
+        await tx.raw(
+          `create temporary table if not exists incoming (
+           line integer, t text, id uuid, d jsonb) on commit delete rows`,
+        );
+        await tx('incoming').insert(
+          records.map((d, n) => ({
+            line: n + 1,
+            t: 'setting',
+            id: settingRecordId(d.key),
+            d: JSON.stringify(d),
+          })),
+        );
+        await applySettings(tx, { kind }, NOW);
+      });
+    }
+  });
+
+  const set = (key: string, value: unknown) =>
+    test.db.transaction((tx) => storeSetting(tx, { key, value }, NOW));
+});
+
+function silent(warnings: string[]) {
+  return pino({ level: 'warn' }, { write: (line: string) => warnings.push(line) });
+}

@@ -1,0 +1,7 @@
+/**
+ * A text of at most so many UTF-16 units that can be stored and sent: half a character, at the cut or
+ * elsewhere, becomes U+FFFD.
+ */
+export function shorten(text: string, maxLength: number): string {
+  return text.slice(0, maxLength).replaceAll(/\p{Surrogate}/gu, '\ufffd');
+}

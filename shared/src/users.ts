@@ -1,0 +1,207 @@
+import { rows, type Database, type Transaction } from './database.js';
+import { SallyportError } from './errors.js';
+import type { NetworkName, RecordData, Role, RoleGrant, UserRecord } from './records.js';
+import type { Argon2Range } from './settings.js';
+
+/** Somebody with an account; the id is the same on both networks. */
+export type User = UserRecord & { id: string };
+
+/** How a user proves a password; the lexicographically greater (generation, counter) is the newer. */
+export type Credential = RecordData<'user.credential'> & { user_id: string };
+
+type UserRow = Omit<User, 'roles'> & { roles: string[] };
+
+const COLUMNS = [
+  'id',
+  'version',
+  'login',
+  'profile_type_id',
+  'roles',
+  'disabled',
+  'must_change_password',
+  'profile_version',
+  'display_name',
+  'email',
+  'language',
+  'notices',
+] as const;
+
+/** The form in which login names are stored, compared and sent. */
+export function foldLogin(login: string): string {
+  return login.normalize('NFKC').toLowerCase();
+}
+
+/** The user of this login name, in whatever case it was typed. */
+export async function findUserByLogin(db: Database, login: string): Promise<User | undefined> {
+  const row = await db<UserRow>('users')
+    .where({ login: foldLogin(login) })
+    .first(...COLUMNS);
+  return row && toUser(row);
+}
+
+/** The user of this id. */
+export async function findUser(db: Database, id: string): Promise<User | undefined> {
+  const row = await db<UserRow>('users')
+    .where({ id })
+    .first(...COLUMNS);
+  return row && toUser(row);
+}
+
+/** All users by login name, the disabled ones too. */
+export async function listUsers(db: Database): Promise<User[]> {
+  const found = await db<UserRow>('users')
+    .select(...COLUMNS)
+    .orderBy('login');
+  return found.map(toUser);
+}
+
+/** The roles of a user on one network. */
+export function rolesOn(user: User, network: NetworkName): Role[] {
+  return user.roles.filter((grant) => grant.network === network).map((grant) => grant.role);
+}
+
+/** Writes users; a stored one gives way to a greater version only. */
+export async function storeUsers(tx: Transaction, users: User[], now: Date): Promise<void> {
+  const source = `select (d->>'id')::uuid as id, d from jsonb_array_elements(?) as d`;
+  await rows(tx, upsertUsersFrom(source), [JSON.stringify(users), now, now]);
+}
+
+/**
+ * Applies the `user` records in `incoming`: the greatest version of each wins, but a user's own
+ * newer profile stays; a snapshot disables those it does not name.
+ */
+export async function applyUsers(
+  tx: Transaction,
+  batch: { kind: string },
+  now: Date,
+): Promise<void> {
+  await rows(tx, upsertUsersFrom(`select id, d from incoming where t = 'user'`), [now, now]);
+  if (batch.kind !== 'snapshot') return;
+  await rows(
+    tx,
+    `update users u set disabled = true, updated_at = ?
+     where not u.disabled
+       and not exists (select 1 from incoming i where i.t = 'user' and i.id = u.id)`,
+    [now],
+  );
+}
+
+/** The newest credential of a user. */
+export async function readCredential(
+  db: Database,
+  userId: string,
+): Promise<Credential | undefined> {
+  return db<Credential>('credentials')
+    .where({ user_id: userId })
+    .first('user_id', 'generation', 'counter', 'verifier');
+}
+
+/** All credentials, for a snapshot. */
+export async function listCredentials(db: Database): Promise<Credential[]> {
+  return db<Credential>('credentials')
+    .select('user_id', 'generation', 'counter', 'verifier')
+    .orderBy('user_id');
+}
+
+/** Writes a credential unless the stored one is as new; says whether it was written. */
+export async function storeCredential(
+  tx: Transaction,
+  credential: Credential,
+  now: Date,
+): Promise<boolean> {
+  const { user_id: id, ...d } = credential;
+  const written = await rows(
+    tx,
+    upsertCredentialsFrom(`select ?::uuid as id, ?::jsonb as d`) + ' returning user_id',
+    [id, JSON.stringify(d), now],
+  );
+  return written.length > 0;
+}
+
+/**
+ * Applies the credentials in `incoming`, those of one record type: the lexicographically greatest
+ * (generation, counter) of each user wins.
+ * @throws SallyportError `SCHEMA` when the argon2 parameters of a verifier lie outside the range.
+ */
+export async function applyCredentials(
+  tx: Transaction,
+  { type, range }: { type: 'user.credential' | 'account.credential'; range: Argon2Range },
+  now: Date,
+): Promise<void> {
+  await refuseVerifiersOutside(tx, type, range);
+  await rows(tx, upsertCredentialsFrom(`select id, d from incoming where t = ?`), [type, now]);
+}
+
+async function refuseVerifiersOutside(
+  tx: Transaction,
+  type: string,
+  range: Argon2Range,
+): Promise<void> {
+  const [bad] = await rows<{ line: number }>(
+    tx,
+    `select i.line from incoming i
+     left join lateral regexp_match(i.d->>'verifier',
+       '^[$]argon2id[$]v=19[$]m=([0-9]{1,9}),t=([0-9]{1,9}),p=([0-9]{1,9})[$][^$]+[$][^$]+$')
+       as m on true
+     where i.t = ? and (m is null
+       or m[1]::integer not between ? and ? or m[2]::integer not between ? and ?
+       or m[3]::integer not between ? and ?)
+     order by i.line limit 1`,
+    [type, ...[range.memory, range.time, range.parallelism].flatMap(({ min, max }) => [min, max])],
+  );
+  if (!bad) return;
+  throw new SallyportError(
+    'SCHEMA',
+    `The verifier in line ${bad.line} is not argon2id with parameters inside the allowed range.`,
+    { next: 'Compare the setting argon2.range of both networks.' },
+  );
+}
+
+function upsertUsersFrom(source: string): string {
+  const own = ['profile_version', 'display_name', 'email', 'language', 'notices'].map(
+    (column) =>
+      `${column} = case when excluded.profile_version >= users.profile_version
+         then excluded.${column} else users.${column} end`,
+  );
+  return `
+    with source as (${source})
+    insert into users (
+      id, version, login, profile_type_id, roles, disabled, must_change_password,
+      profile_version, display_name, email, language, notices, created_at, updated_at)
+    select distinct on (id) id, (d->>'version')::integer, d->>'login',
+      (d->>'profile_type_id')::uuid,
+      array(select (g->>'network') || ':' || (g->>'role') from jsonb_array_elements(d->'roles') g),
+      (d->>'disabled')::boolean, (d->>'must_change_password')::boolean,
+      (d->>'profile_version')::integer, d->>'display_name', d->>'email', d->>'language',
+      d->'notices', ?::timestamptz, ?::timestamptz
+    from source order by id, (d->>'version')::integer desc
+    on conflict (id) do update set
+      version = excluded.version, login = excluded.login,
+      profile_type_id = excluded.profile_type_id, roles = excluded.roles,
+      disabled = excluded.disabled, must_change_password = excluded.must_change_password,
+      ${own.join(', ')}, updated_at = excluded.updated_at
+    where excluded.version > users.version`;
+}
+
+function upsertCredentialsFrom(source: string): string {
+  return `
+    with source as (${source})
+    insert into credentials (user_id, generation, counter, verifier, updated_at)
+    select distinct on (id) id, (d->>'generation')::integer, (d->>'counter')::integer,
+      d->>'verifier', ?::timestamptz
+    from source order by id, (d->>'generation')::integer desc, (d->>'counter')::integer desc
+    on conflict (user_id) do update set
+      generation = excluded.generation, counter = excluded.counter,
+      verifier = excluded.verifier, updated_at = excluded.updated_at
+    where (excluded.generation, excluded.counter)
+      > (credentials.generation, credentials.counter)`;
+}
+
+function toUser({ roles, ...user }: UserRow): User {
+  return { ...user, roles: roles.map(toGrant) };
+}
+
+function toGrant(text: string): RoleGrant {
+  const [network, role] = text.split(':') as [NetworkName, Role];
+  return { network, role };
+}

@@ -1,0 +1,4 @@
+#!/usr/bin/env node
+import { runCarry } from '../dist/cli.js';
+
+await runCarry();
