@@ -1,0 +1,181 @@
+-- Renewed by re-adopt after a restore; a new one replaces all acknowledgements told under the old.
+create table incarnations (
+  id uuid primary key default gen_random_uuid(),
+  made_at timestamptz not null default now()
+);
+insert into incarnations default values;
+
+-- The pairs of networks that this node belongs to; every sequence is keyed by link.
+create table links (
+  link text primary key,
+  far_node text not null,
+  -- Our sending epoch, and the far side's as we last learned it.
+  epoch integer not null,
+  far_epoch integer not null,
+  -- Rises with every manifest that this node signs (ack.no).
+  manifest_no bigint not null,
+  -- Rises whenever what we would acknowledge of a stream other than control changes.
+  ack_version bigint not null,
+  created_at timestamptz not null
+);
+
+create table far_keys (
+  link text not null references links,
+  kid text not null,
+  card jsonb not null,
+  fingerprint text not null,
+  -- Per stream the last number this key may sign; null: not retired.
+  retire jsonb,
+  revoked_at timestamptz,
+  trusted_at timestamptz not null,
+  trusted_by text not null,
+  primary key (link, kid)
+);
+
+create table outbound_batches (
+  id uuid primary key,
+  link text not null references links,
+  stream text not null,
+  epoch integer not null,
+  seq bigint not null,
+  kind text not null check (kind in ('delta', 'snapshot', 'heartbeat')),
+  state text not null check (
+    state in ('building', 'sealed', 'ready', 'handed_over', 'acked', 'rejected', 'withdrawn')
+  ),
+  -- Changes with every attempt to build; only the holder of the newest may seal.
+  build_token uuid not null,
+  -- Raised with every change that a request in it can show; part of a request's ETag.
+  version integer not null,
+  prev text,
+  digest text,
+  file_name text,
+  file_bytes bigint,
+  raw_bytes bigint,
+  records integer not null,
+  types jsonb,
+  -- ack.no of its manifest, and the links.ack_version that it told.
+  manifest_no bigint,
+  ack_version bigint,
+  far_code text,
+  created_at timestamptz not null,
+  sealed_at timestamptz,
+  ready_at timestamptz,
+  handed_over_at timestamptz,
+  handed_over_by text,
+  medium text,
+  acked_at timestamptz,
+  unique (link, stream, epoch, seq)
+);
+create index outbound_batches_open on outbound_batches (stream, seq)
+  where state in ('building', 'sealed', 'ready', 'handed_over');
+
+-- The transactional outbox. A null link waits for trust, a null batch for the next export.
+create table outbox_records (
+  position bigint generated always as identity primary key,
+  link text,
+  stream text not null,
+  type text not null,
+  record_id uuid not null,
+  line text not null,
+  batch_id uuid references outbound_batches,
+  batch_line integer
+);
+create index outbox_records_waiting on outbox_records (stream, position) where batch_id is null;
+create index outbox_records_batch on outbox_records (batch_id, batch_line)
+  where batch_id is not null;
+
+create table inbound_streams (
+  link text not null references links,
+  stream text not null,
+  epoch integer not null,
+  -- Every number up to here is closed: applied, withdrawn, or rejected for its content.
+  contiguous bigint not null,
+  contiguous_digest text not null,
+  -- The newest number the far side says it sealed.
+  tail_seq bigint not null,
+  tail_digest text,
+  frozen_code text,
+  frozen_at timestamptz,
+  primary key (link, stream)
+);
+
+create table inbound_batches (
+  id uuid primary key,
+  link text not null references links,
+  stream text not null,
+  epoch integer not null,
+  seq bigint not null,
+  digest text not null,
+  prev text not null,
+  kind text not null,
+  state text not null check (
+    state in ('waiting', 'applied', 'rejected', 'withdrawn', 'superseded')
+  ),
+  code text,
+  file_name text not null,
+  file_bytes bigint not null,
+  records integer not null,
+  types jsonb not null,
+  duplicates integer not null,
+  created_at timestamptz not null,
+  seen_at timestamptz not null,
+  applied_at timestamptz,
+  archived_at timestamptz,
+  unique (link, stream, epoch, seq)
+);
+create index inbound_batches_seen on inbound_batches (seen_at);
+
+-- What the far side said it has of ours. Merged monotonically within one incarnation.
+create table far_acks (
+  link text not null references links,
+  stream text not null,
+  incarnation uuid not null,
+  no bigint not null,
+  epoch integer not null,
+  contiguous bigint not null,
+  applied int8multirange not null,
+  missing jsonb not null,
+  rejected jsonb not null,
+  updated_at timestamptz not null,
+  primary key (link, stream)
+);
+
+-- Files in the inbox that need no second look: ours to remember where we may not unlink.
+create table inbox_seen (
+  name text primary key,
+  bytes bigint not null,
+  mtime_ms double precision not null,
+  digest text,
+  code text not null,
+  detail text not null,
+  first_seen_at timestamptz not null,
+  last_seen_at timestamptz not null
+);
+
+create table quarantine (
+  id uuid primary key,
+  code text not null,
+  digest text not null,
+  file_name text not null,
+  file_bytes bigint not null,
+  report jsonb not null,
+  created_at timestamptz not null,
+  decided_at timestamptz,
+  decision text check (decision in ('released', 'rejected')),
+  decided_by text,
+  unique (code, digest)
+);
+
+-- Results of requests nobody here knows: parked, tried again, then dropped with an audit entry.
+create table orphans (
+  type text not null,
+  record_id uuid not null,
+  part integer not null,
+  data jsonb not null,
+  text text,
+  batch_id uuid not null references inbound_batches,
+  parked_at timestamptz not null,
+  primary key (type, record_id, part)
+);
+create index orphans_batch on orphans (batch_id);
+create index orphans_parked on orphans (parked_at);

@@ -1,0 +1,255 @@
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import {
+  STREAMS,
+  SallyportError,
+  appendAudit,
+  newId,
+  rows,
+  type BatchCode,
+  type Database,
+  type RecordType,
+  type StreamName,
+  type Transaction,
+} from '@sallyport/shared';
+import { mergeAck, mergeTail } from './acks.js';
+import { openBody } from './body.js';
+import type { Candidate } from './candidate.js';
+import { stageRecords } from './incoming.js';
+import type { Node } from './node.js';
+import { advanceCursor, decide, readCursor, readNeighbours, type Decision } from './sequence.js';
+
+/** A batch as its apply functions see it. */
+export type ImportedBatch = {
+  id: string;
+  link: string;
+  stream: StreamName;
+  epoch: number;
+  seq: number;
+  kind: 'delta' | 'snapshot' | 'heartbeat';
+  digest: string;
+  createdAt: Date;
+};
+
+/**
+ * Applies all records of one type that a batch brought, from the temporary table `incoming`, inside
+ * the transaction that imports the batch. Idempotent and set-based. For a snapshot it is called for
+ * every type of the stream: entities that are absent are disabled.
+ */
+export type Apply = (tx: Transaction, batch: ImportedBatch, now: Date) => Promise<void>;
+export type ApplyTable = Partial<Record<RecordType, Apply>>;
+
+/**
+ * Opens a claimed copy and applies it in one transaction.
+ * @returns false when another importer applied it meanwhile.
+ */
+export async function applyBatch(
+  db: Database,
+  node: Node,
+  applies: ApplyTable,
+  candidate: Candidate,
+  claimed: string,
+): Promise<boolean> {
+  const { manifest, digest, header } = candidate;
+  const plain = join(node.folders.staging, `import-${digest}.plain`);
+  await rm(plain, { force: true });
+  try {
+    await openBody(claimed, header.line.length + 1, manifest.body, {
+      ageIdentity: node.keys.ageIdentity,
+      target: plain,
+    });
+    return await db.transaction((tx) => applyInTransaction(tx, node, applies, candidate, plain));
+  } finally {
+    await rm(plain, { force: true });
+  }
+}
+
+/** Closes a number whose content was refused, so that it is told to the sender and not asked for. */
+export async function closeRefused(
+  db: Database,
+  node: Node,
+  candidate: Candidate,
+  code: BatchCode,
+): Promise<void> {
+  const now = node.clock.now();
+  await db.transaction(async (tx) => {
+    if ((await decideNow(tx, candidate, { lock: true })) === 'duplicate') return;
+    await insertBatch(tx, candidate, { state: 'rejected', code, now });
+    await advanceCursor(tx, candidate.manifest.link, candidate.manifest.stream);
+    await closeNumber(tx, node, candidate, now);
+  });
+}
+
+/** Notes a batch of an ordered stream that waits for the numbers before it. */
+export async function noteWaiting(
+  db: Database,
+  node: Node,
+  candidate: Candidate,
+  fileName: string,
+): Promise<void> {
+  await db.transaction(async (tx) => {
+    if ((await decideNow(tx, candidate, { lock: true })) !== 'wait') return;
+    const renamed = { ...candidate, file: fileName };
+    await insertBatch(tx, renamed, { state: 'waiting', code: null, now: node.clock.now() });
+    await mergeTail(tx, candidate.manifest.link, candidate.manifest.tail);
+    await raiseAckVersion(tx, candidate.manifest);
+  });
+}
+
+/** Stops a stream until a person has looked (alarms). */
+export async function freezeStream(
+  db: Database,
+  { manifest }: Candidate,
+  code: BatchCode,
+  now: Date,
+): Promise<void> {
+  await db.raw(
+    `update inbound_streams set frozen_code = ?, frozen_at = ?
+     where link = ? and stream = ? and frozen_code is null`,
+    [code, now, manifest.link, manifest.stream],
+  );
+}
+
+/** The decision on a candidate by what is known now. */
+export async function decideNow(
+  db: Database,
+  { manifest, digest }: Candidate,
+  { lock }: { lock: boolean },
+): Promise<Decision> {
+  const cursor = await readCursor(db, manifest.link, manifest.stream, { lock });
+  return decide(manifest, digest, cursor, await readNeighbours(db, manifest.link, manifest));
+}
+
+async function applyInTransaction(
+  tx: Transaction,
+  node: Node,
+  applies: ApplyTable,
+  candidate: Candidate,
+  plain: string,
+): Promise<boolean> {
+  const { manifest, digest } = candidate;
+  const now = node.clock.now();
+  const decision = await decideNow(tx, candidate, { lock: true });
+  if (decision === 'duplicate') return false;
+  const batch: ImportedBatch = {
+    id: await insertBatch(tx, candidate, { state: 'applied', code: null, now }),
+    link: manifest.link,
+    stream: manifest.stream,
+    epoch: manifest.epoch,
+    seq: manifest.seq,
+    kind: manifest.kind,
+    digest,
+    createdAt: new Date(manifest.createdAt),
+  };
+  if (manifest.records > 0 || manifest.kind === 'snapshot') {
+    await stageRecords(tx, plain, manifest);
+    await applyRecords(tx, applies, manifest, batch, now);
+  }
+  if (decision === 'heal') await healStream(tx, batch);
+  else await advanceCursor(tx, manifest.link, manifest.stream);
+  await closeNumber(tx, node, candidate, now);
+  return true;
+}
+
+async function applyRecords(
+  tx: Transaction,
+  applies: ApplyTable,
+  { stream, kind, types }: Candidate['manifest'],
+  batch: ImportedBatch,
+  now: Date,
+): Promise<void> {
+  for (const type of STREAMS[stream].types) {
+    const apply = applies[type];
+    if (apply && (kind === 'snapshot' || type in types)) await apply(tx, batch, now);
+    else if (type in types) throw unknownType(type);
+  }
+}
+
+/** A snapshot replaces everything up to its own number; its digest starts the chain. */
+async function healStream(tx: Transaction, batch: ImportedBatch): Promise<void> {
+  const { link, stream, epoch, seq, digest } = batch;
+  await tx.raw(
+    `update inbound_batches set state = 'superseded', code = 'HEALED'
+     where link = :link and stream = :stream and epoch = :epoch and seq < :seq
+       and state in ('waiting', 'rejected')`,
+    { link, stream, epoch, seq },
+  );
+  await tx.raw(
+    `update inbound_streams set contiguous = :seq, contiguous_digest = :digest
+     where link = :link and stream = :stream`,
+    { link, stream, seq, digest },
+  );
+}
+
+/** What every closed number brings, applied or refused: receipts for us, and the sender's newest. */
+async function closeNumber(
+  tx: Transaction,
+  node: Node,
+  { manifest, file }: Candidate,
+  now: Date,
+): Promise<void> {
+  const { alarms } = await mergeAck(tx, manifest.link, manifest.ack, now);
+  for (const alarm of alarms) {
+    node.log.error({ err: alarm, file }, 'acknowledgement refused');
+    await appendAudit(tx, {
+      at: now,
+      actor: node.account,
+      action: 'link.alarm',
+      subject: manifest.stream,
+      details: { code: alarm.code, sentence: alarm.message, seq: manifest.seq },
+    });
+  }
+  await mergeTail(tx, manifest.link, manifest.tail);
+  await raiseAckVersion(tx, manifest);
+  await tx.raw(`select pg_notify('sallyport_imported', ?)`, [manifest.stream]);
+}
+
+/** Receipts do not answer receipts: what arrives in control is no news for the next control batch. */
+async function raiseAckVersion(tx: Transaction, manifest: Candidate['manifest']): Promise<void> {
+  if (manifest.stream === 'control') return;
+  await tx.raw('update links set ack_version = ack_version + 1 where link = ?', [manifest.link]);
+}
+
+async function insertBatch(
+  tx: Transaction,
+  { manifest, digest, file, header }: Candidate,
+  { state, code, now }: { state: string; code: BatchCode | null; now: Date },
+): Promise<string> {
+  const [row] = await rows<{ id: string }>(
+    tx,
+    `insert into inbound_batches (id, link, stream, epoch, seq, digest, prev, kind, state, code,
+       file_name, file_bytes, records, types, duplicates, created_at, seen_at, applied_at)
+     values (:id, :link, :stream, :epoch, :seq, :digest, :prev, :kind, :state, :code,
+       :file, :bytes, :records, :types, 0, :createdAt, :now, :appliedAt)
+     on conflict (link, stream, epoch, seq) do update
+       set state = excluded.state, code = excluded.code, applied_at = excluded.applied_at
+     returning id`,
+    {
+      id: newId(),
+      link: manifest.link,
+      stream: manifest.stream,
+      epoch: manifest.epoch,
+      seq: manifest.seq,
+      digest,
+      prev: manifest.prev,
+      kind: manifest.kind,
+      state,
+      code,
+      file,
+      bytes: header.size,
+      records: manifest.records,
+      types: JSON.stringify(manifest.types),
+      createdAt: manifest.createdAt,
+      now,
+      appliedAt: state === 'applied' ? now : null,
+    },
+  );
+  if (!row) throw new Error('an upsert always returns its row');
+  return row.id;
+}
+
+function unknownType(type: string): SallyportError {
+  return new SallyportError('WAIT_UPGRADE', `This version cannot apply ${type} records.`, {
+    next: 'Upgrade this network; the file is tried again by itself.',
+  });
+}

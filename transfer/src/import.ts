@@ -1,0 +1,480 @@
+import { lstat, readdir, rename, rm, unlink } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import {
+  SallyportError,
+  batchCodeKind,
+  isConnectionError,
+  rows,
+  withAdvisoryLock,
+  type BatchCode,
+  type Database,
+  type StreamName,
+} from '@sallyport/shared';
+import {
+  applyBatch,
+  closeRefused,
+  decideNow,
+  freezeStream,
+  noteWaiting,
+  type ApplyTable,
+} from './apply.js';
+import {
+  batchName,
+  checkLength,
+  claimBatch,
+  isBatchFileName,
+  readHeaderLine,
+} from './batch-file.js';
+import { readCandidate, requireValidKey, type Candidate } from './candidate.js';
+import { removeIfThere, requireFree, syncDirectory, writeFileDurably } from './durable-file.js';
+import { GROWTH_MS, isSameFile, listInbox, rememberFile, removeFile, wasDecided } from './inbox.js';
+import { findLink, readFarKeys, type FarKey, type Link } from './links.js';
+import { BATCH_LIMITS, readHeader, type Manifest } from './manifest.js';
+import type { Node } from './node.js';
+import { quarantineFile } from './quarantine.js';
+import { tidyOutbox } from './store.js';
+
+/** What became of one file: applied, or the code that says why not. */
+export type FileReport = {
+  file: string;
+  outcome: 'APPLIED' | 'FAILED' | BatchCode;
+  sentence?: string;
+  next?: string | null;
+  stream?: StreamName;
+  seq?: number;
+  records?: number;
+};
+
+export type ImportReport = {
+  applied: number;
+  records: number;
+  duplicates: number;
+  waiting: number;
+  quarantined: number;
+  failed: number;
+  /** Names in the inbox that are none of ours: listed, never opened. */
+  foreign: string[];
+  files: FileReport[];
+  /** The streams that something was applied of. */
+  streams: StreamName[];
+};
+
+type Importer = {
+  db: Database;
+  node: Node;
+  applies: ApplyTable;
+  link: Link;
+  keys: Map<string, FarKey>;
+};
+
+type BatchError = SallyportError & { code: BatchCode };
+
+const MAX_WAITING = 1_000;
+const LOOK_AGAIN_MS = 2_000;
+const LATER: Partial<Record<BatchCode, BatchCode>> = {
+  UNKNOWN_KEY: 'WAIT_KEY',
+  UNSUPPORTED_VERSION: 'WAIT_UPGRADE',
+  FROM_FUTURE: 'WAIT_CLOCK',
+};
+/** A body refused for one of these closes its number; for any other the same bytes are asked for. */
+const CONTENT_CODES: readonly string[] = [
+  'EXPIRED',
+  'BAD_JSON',
+  'BAD_UTF8',
+  'SCHEMA',
+  'LINE_TOO_LONG',
+  'TOO_MANY_RECORDS',
+  'COUNT_MISMATCH',
+  'DUPLICATE_ID_CONFLICT',
+];
+
+/**
+ * Imports what lies in the inbox, or the one file given, each batch in one transaction, then what
+ * waited for it. Safe to kill at any moment, and to run from several processes: one works, the others
+ * report WAIT_LOCK. A file that is refused never stops the next. The signal ends it between two files.
+ */
+export async function importBatches(
+  db: Database,
+  node: Node,
+  applies: ApplyTable,
+  { path, signal }: { path?: string; signal?: AbortSignal | undefined } = {},
+): Promise<ImportReport> {
+  const report: ImportReport = { ...EMPTY_REPORT, files: [], foreign: [], streams: [] };
+  const link = await findLink(db);
+  if (!link) {
+    const paths = path === undefined ? (await listInbox(node.folders.inbox)).paths : [path];
+    const wait = { sentence: 'No far side is trusted yet.', next: 'Run keys trust CARD.' };
+    for (const file of paths) note(report, { file: basename(file), outcome: 'WAIT_KEY', ...wait });
+    return report;
+  }
+  const held = await withAdvisoryLock(db, 'sallyport import', async () => {
+    const importer = { db, node, applies, link, keys: await readFarKeys(db, link.link) };
+    await tidyStaging(importer);
+    await drainWaiting(importer, report);
+    if (path === undefined) await importInbox(importer, report, signal);
+    else note(report, await importFile(importer, path, false));
+    await drainWaiting(importer, report);
+    if (report.applied > 0) await tidyOutbox(db, node);
+  });
+  if (!held) {
+    const sentence = 'Another importer of this network is at work; it takes the files.';
+    note(report, { file: basename(node.folders.inbox), outcome: 'WAIT_LOCK', sentence });
+  }
+  return report;
+}
+
+/** Looks again from time to time: what is carried first must not wait for a long list. */
+async function importInbox(
+  importer: Importer,
+  report: ImportReport,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const { db, node } = importer;
+  const looked = new Set<string>();
+  for (;;) {
+    const { paths, foreign } = await listInbox(node.folders.inbox);
+    report.foreign = foreign;
+    const fresh = paths.filter((path) => !looked.has(path));
+    if (fresh.length === 0) return;
+    const lookAgainAt = Date.now() + LOOK_AGAIN_MS;
+    for (const path of fresh) {
+      if (signal?.aborted) return;
+      looked.add(path);
+      if (await wasDecided(db, path).catch(() => false)) continue;
+      note(report, await importFile(importer, path, true));
+      if (Date.now() > lookAgainAt) break;
+    }
+  }
+}
+
+async function importFile(importer: Importer, path: string, inInbox: boolean): Promise<FileReport> {
+  const { db, node, link, keys } = importer;
+  const file = basename(path);
+  let candidate: Candidate | undefined;
+  try {
+    candidate = await readCandidate(node, link, keys, path);
+    const report = { ...(await importCandidate(importer, candidate)), file };
+    // What waits now lies in our own folder: for the inbox it is decided.
+    const decided = report.outcome === 'WAIT_GAP' ? 'DUPLICATE' : report.outcome;
+    if (inInbox && decided !== 'FAILED' && (await isSameFile(path, candidate.header))) {
+      await removeFile(db, node.clock, path, { code: decided, detail: report.sentence ?? '' });
+    }
+    return report;
+  } catch (error) {
+    if (isConnectionError(error)) throw error;
+    const unreadable = fileSystemFault(error);
+    if (unreadable) return { file, outcome: 'FAILED', ...unreadable };
+    if (!isBatchError(error)) {
+      node.log.error({ err: error, file }, 'import of a file failed');
+      return { file, outcome: 'FAILED', sentence: (error as Error).message };
+    }
+    const postponed = postpone(error);
+    const failure = inInbox ? await growOld(importer, path, postponed) : postponed;
+    if (batchCodeKind(failure.code) === 'wait') return { file, ...describe(failure, candidate) };
+    return refuse(importer, path, inInbox, failure, candidate);
+  }
+}
+
+/** Takes a verified line 1 through sequence, length, space, claim, body, and apply. */
+async function importCandidate(
+  importer: Importer,
+  candidate: Candidate,
+): Promise<Omit<FileReport, 'file'>> {
+  const { db, node, keys } = importer;
+  const { manifest, header, path, kid } = candidate;
+  const startedAt = Date.now();
+  // Asked without the lock first: a repeat costs no byte of the body.
+  const decision = await decideNow(db, candidate, { lock: false });
+  if (decision === 'duplicate') {
+    await countDuplicate(db, manifest);
+    return { outcome: 'DUPLICATE', ...place(candidate) };
+  }
+  const key = keys.get(kid);
+  if (key) requireValidKey(key, manifest);
+  requireInTime(node, manifest);
+  requireComplete(candidate);
+  await requireSpace(node, manifest);
+  const claimed = claimedPath(node, candidate);
+  await rm(claimed, { force: true });
+  await claimBatch(path, claimed, { line: header.line, manifest });
+  if (decision === 'wait') return keepWaiting(importer, candidate, claimed);
+  const name = batchName(manifest, candidate.digest);
+  if (!(await applyBatch(db, node, importer.applies, candidate, claimed))) {
+    await removeIfThere(claimed);
+    return { outcome: 'DUPLICATE', ...place(candidate) };
+  }
+  await moveFile(claimed, join(node.folders.archive, name));
+  node.log.info(
+    { batch: name, records: manifest.records, bytes: header.size, ms: Date.now() - startedAt },
+    'batch imported',
+  );
+  return { outcome: 'APPLIED', records: manifest.records, ...place(candidate) };
+}
+
+/** Applies what waited in ordered streams, as far as the numbers follow each other now. */
+async function drainWaiting(importer: Importer, report: ImportReport): Promise<void> {
+  const { db, node, link } = importer;
+  const stuck: string[] = [];
+  for (;;) {
+    const [next] = await rows<{ stream: string; fileName: string }>(
+      db,
+      `select b.stream, b.file_name as "fileName" from inbound_batches b
+       join inbound_streams s on s.link = b.link and s.stream = b.stream and s.epoch = b.epoch
+       where b.link = ? and b.state = 'waiting' and b.seq = s.contiguous + 1
+         and s.frozen_code is null and b.stream <> all(?) limit 1`,
+      [link.link, stuck],
+    );
+    if (!next) break;
+    const outcome = await importFile(importer, join(node.folders.waiting, next.fileName), false);
+    note(report, outcome);
+    if (outcome.outcome === 'APPLIED') continue;
+    stuck.push(next.stream);
+    // A copy that was damaged here is asked for again; a refused content has closed its number.
+    if (outcome.outcome !== 'FAILED' && batchCodeKind(outcome.outcome) === 'reject') {
+      await db.raw(`delete from inbound_batches where state = 'waiting' and file_name = ?`, [
+        next.fileName,
+      ]);
+    }
+  }
+  await removeDrained(importer);
+}
+
+/** Keeps a claimed batch of an ordered stream until the numbers before it have come. */
+async function keepWaiting(
+  { db, node }: Importer,
+  candidate: Candidate,
+  claimed: string,
+): Promise<Omit<FileReport, 'file'>> {
+  const { manifest, digest } = candidate;
+  const waiting = (await readdir(node.folders.waiting)).length;
+  if (waiting >= MAX_WAITING) {
+    await removeIfThere(claimed);
+    throw new SallyportError(
+      'WAIT_GAP',
+      `${waiting} batches wait for missing numbers already; this one stays where it is.`,
+      { next: 'Bring the missing numbers that the link command shows.' },
+    );
+  }
+  const name = batchName(manifest, digest);
+  await moveFile(claimed, join(node.folders.waiting, name));
+  await noteWaiting(db, node, candidate, name);
+  const sentence = `Number ${manifest.seq} of ${manifest.stream} waits for the ones before it.`;
+  return { outcome: 'WAIT_GAP', sentence, ...place(candidate) };
+}
+
+async function removeDrained({ db, node }: Importer): Promise<void> {
+  const files = (await readdir(node.folders.waiting)).filter(isBatchFileName);
+  if (files.length === 0) return;
+  const waiting = await rows<{ fileName: string }>(
+    db,
+    `select file_name as "fileName" from inbound_batches
+     where state = 'waiting' and file_name = any(?)`,
+    [files],
+  );
+  const needed = new Set(waiting.map(({ fileName }) => fileName));
+  for (const file of files) {
+    if (!needed.has(file)) await removeIfThere(join(node.folders.waiting, file));
+  }
+}
+
+/** Quarantines a file, closes its number when its content is at fault, freezes on an alarm. */
+async function refuse(
+  { db, node }: Importer,
+  path: string,
+  inInbox: boolean,
+  error: BatchError,
+  candidate: Candidate | undefined,
+): Promise<FileReport> {
+  const file = basename(path);
+  const report = { file, ...describe(error, candidate) };
+  const alarm = batchCodeKind(error.code) === 'alarm';
+  const facts = { file, code: error.code, sentence: error.message };
+  if (alarm) node.log.error(facts, 'batch refused with an alarm');
+  else node.log.warn(facts, 'batch refused');
+  const decided = { code: error.code, detail: error.message };
+  const before = await lstat(path).catch(() => undefined);
+  // A link, a FIFO, or an oversized file is never opened again, only remembered.
+  if (!before?.isFile() || before.size > BATCH_LIMITS.fileBytes || error.code === 'TOO_BIG') {
+    if (inInbox) await rememberFile(db, node.clock, path, decided);
+    return report;
+  }
+  const claimed = candidate && claimedPath(node, candidate);
+  try {
+    const source = claimed && (await isThere(claimed)) ? claimed : path;
+    const room = candidate ? before.size : 0;
+    await requireFree(node.folders.quarantine, room + node.options.reserveBytes);
+    await quarantineFile(db, node, source, error, { ...report, signed: candidate !== undefined });
+  } catch (failure) {
+    if (isConnectionError(failure)) throw failure;
+    node.log.error({ err: failure, file }, 'refused file could not be quarantined');
+    return { ...report, sentence: `${error.message} It could not be quarantined and stays.` };
+  }
+  if (candidate && alarm) await freezeStream(db, candidate, error.code, node.clock.now());
+  if (candidate && CONTENT_CODES.includes(error.code)) {
+    await closeRefused(db, node, candidate, error.code);
+  }
+  if (claimed) await removeIfThere(claimed);
+  // Somebody may have put a good copy in its place meanwhile.
+  if (inInbox && (await isSameFile(path, before))) await removeFile(db, node.clock, path, decided);
+  return report;
+}
+
+/** Removes what a killed importer left; a copy whose batch was applied belongs to the archive. */
+async function tidyStaging({ db, node }: Importer): Promise<void> {
+  for (const name of await readdir(node.folders.staging)) {
+    if (!name.startsWith('import-')) continue;
+    const path = join(node.folders.staging, name);
+    const digest = /^import-([0-9a-f]{64})\.batch$/.exec(name)?.[1];
+    const [applied] = digest
+      ? await rows(db, `select 1 from inbound_batches where digest = ? and state = 'applied'`, [
+          digest,
+        ])
+      : [];
+    if (!digest || !applied) {
+      await rm(path, { force: true });
+      continue;
+    }
+    try {
+      const { manifest } = readHeader((await readHeaderLine(path)).line);
+      await moveFile(path, join(node.folders.archive, batchName(manifest, digest)));
+    } catch (err) {
+      // It was applied; a copy that cannot be read any more is worth no archive.
+      node.log.warn({ err, file: name }, 'staged copy could not be archived');
+      await rm(path, { force: true });
+    }
+  }
+}
+
+async function countDuplicate(db: Database, manifest: Manifest): Promise<void> {
+  await db.raw(
+    `update inbound_batches set duplicates = duplicates + 1
+     where link = ? and stream = ? and epoch = ? and seq = ?`,
+    [manifest.link, manifest.stream, manifest.epoch, manifest.seq],
+  );
+}
+
+/** What may pass later is no refusal: the file stays where it is and is tried again. */
+function postpone(error: BatchError): BatchError {
+  const code = LATER[error.code];
+  if (code === undefined) return error;
+  const { message, next } = error;
+  return new SallyportError(code, `${message} (${error.code})`, {
+    cause: error,
+    ...(next !== undefined && { next }),
+  }) as BatchError;
+}
+
+/** An incomplete file that has stopped growing was cut. */
+async function growOld(
+  { db, node }: Importer,
+  path: string,
+  error: BatchError,
+): Promise<BatchError> {
+  if (error.code !== 'INCOMPLETE') return error;
+  const incomplete = { code: error.code, detail: error.message };
+  const since = await rememberFile(db, node.clock, path, incomplete);
+  if (!since || node.clock.now().getTime() - since.getTime() < GROWTH_MS) return error;
+  return new SallyportError(
+    'TRUNCATED',
+    `It has not grown for ${GROWTH_MS / 60_000} minutes: ${error.message}`,
+    { next: 'Copy the file again from the sender; its number stays open.' },
+  ) as BatchError;
+}
+
+async function moveFile(source: string, target: string): Promise<void> {
+  try {
+    await rename(source, target);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EXDEV') throw error;
+    await writeFileDurably(target, { copyFrom: source });
+    await unlink(source);
+    return;
+  }
+  await syncDirectory(dirname(target));
+}
+
+function requireInTime(node: Node, { notAfter }: Manifest): void {
+  if (!notAfter || new Date(notAfter) >= node.clock.now()) return;
+  throw new SallyportError('EXPIRED', `It was to be imported by ${notAfter}.`, {
+    next: 'The number is closed and the sender is told; carry sooner, and ask again.',
+  });
+}
+
+function requireComplete({ header, manifest }: Candidate): void {
+  if (checkLength(header.size, header.line, manifest) === 'complete') return;
+  const expected = header.line.length + 1 + manifest.body.bytes;
+  throw new SallyportError(
+    'INCOMPLETE',
+    `It has ${header.size} of ${expected} bytes; a copy seems to be under way.`,
+    { next: 'Nothing: it is looked at again, and refused as TRUNCATED once it stops growing.' },
+  );
+}
+
+async function requireSpace(node: Node, { body }: Manifest): Promise<void> {
+  const needed = body.bytes + 2 * body.rawBytes + node.options.reserveBytes;
+  await requireFree(node.folders.staging, needed);
+}
+
+function claimedPath(node: Node, { digest }: Candidate): string {
+  return join(node.folders.staging, `import-${digest}.batch`);
+}
+
+/** A file that is gone again, or that we may not read, is no bug of ours. */
+function fileSystemFault(error: unknown): { sentence: string; next: string } | undefined {
+  const { code, syscall } = error as NodeJS.ErrnoException;
+  if (typeof code !== 'string' || syscall === undefined || error instanceof SallyportError) {
+    return undefined;
+  }
+  if (code === 'ENOENT') {
+    return { sentence: 'It is not there (any more).', next: 'Look whether a carrier moved it.' };
+  }
+  return {
+    sentence: `It cannot be read (${code}).`,
+    next: 'Mend its rights, or the medium it lies on; it is tried again by itself.',
+  };
+}
+
+function isBatchError(error: unknown): error is BatchError {
+  return error instanceof SallyportError && /^[A-Z_]+$/.test(error.code);
+}
+
+function describe(
+  error: BatchError,
+  candidate: Candidate | undefined,
+): Omit<FileReport, 'file'> & { outcome: BatchCode } {
+  const { code, message, next } = error;
+  return { outcome: code, sentence: message, next: next ?? null, ...place(candidate) };
+}
+
+function place(candidate: Candidate | undefined): { stream?: StreamName; seq?: number } {
+  if (!candidate) return {};
+  return { stream: candidate.manifest.stream, seq: candidate.manifest.seq };
+}
+
+const EMPTY_REPORT = {
+  applied: 0,
+  records: 0,
+  duplicates: 0,
+  waiting: 0,
+  quarantined: 0,
+  failed: 0,
+} as const;
+
+function note(report: ImportReport, file: FileReport): void {
+  report.files.push(file);
+  const { outcome, stream } = file;
+  if (outcome === 'FAILED') report.failed += 1;
+  else if (outcome === 'DUPLICATE') report.duplicates += 1;
+  else if (outcome !== 'APPLIED') {
+    if (batchCodeKind(outcome) === 'wait') report.waiting += 1;
+    else report.quarantined += 1;
+  } else {
+    report.applied += 1;
+    report.records += file.records ?? 0;
+    if (stream && !report.streams.includes(stream)) report.streams.push(stream);
+  }
+}
+
+async function isThere(path: string): Promise<boolean> {
+  return (await lstat(path).catch(() => undefined)) !== undefined;
+}

@@ -1,0 +1,136 @@
+import { fileURLToPath } from 'node:url';
+import {
+  NETWORKS,
+  SallyportError,
+  rows,
+  streamsSentBy,
+  type Database,
+  type Transaction,
+} from '@sallyport/shared';
+import { cardFingerprint, deriveLink, type Card } from './keys.js';
+import { ZERO_DIGEST } from './manifest.js';
+import type { Node } from './node.js';
+
+/** The migrations of this package. */
+export const transferMigrations = fileURLToPath(new URL('../migrations/', import.meta.url));
+
+/** The pair of networks that a node belongs to. */
+export type Link = { link: string; farNode: string; epoch: number; farEpoch: number };
+
+/** A key of the far side and what is known of its end. */
+export type FarKey = {
+  card: Card;
+  /** Per stream the last number it may sign; null while it is current. */
+  retire: Record<string, number> | null;
+  revokedAt: Date | null;
+};
+
+/** The link of this node, or undefined before trust. */
+export async function findLink(db: Database): Promise<Link | undefined> {
+  const [row] = await rows<Link>(
+    db,
+    `select link, far_node as "farNode", epoch, far_epoch as "farEpoch"
+     from links order by created_at limit 1`,
+  );
+  return row;
+}
+
+/**
+ * Adopts the far side's card: derives the link, binds what waited for trust to it, and opens a cursor
+ * for every stream the far side sends. Repeating it changes nothing.
+ * @throws SallyportError `card-invalid` for a card of the same role, or of another far side than the
+ * one already trusted.
+ */
+export async function trustCard(
+  db: Database,
+  node: Node,
+  card: Card,
+  by: string,
+): Promise<Link & { fresh: boolean }> {
+  if (card.role === node.role) {
+    throw new SallyportError(
+      'card-invalid',
+      `The card is of a ${card.role} network, and so is this one; two different ones make a link.`,
+      { next: 'Bring the card of the other network.' },
+    );
+  }
+  const link =
+    node.role === 'request' ? deriveLink(node.keys.card, card) : deriveLink(card, node.keys.card);
+  return db.transaction(async (tx) => {
+    await tx.raw('select pg_advisory_xact_lock(7215003)');
+    const known = await findLink(tx);
+    if (known && known.link !== link) {
+      throw new SallyportError(
+        'card-invalid',
+        `This node already trusts ${known.farNode} (link ${known.link}); the card would make link ${link}.`,
+        { next: 'A changed far side announces its new key itself; check which card you hold.' },
+      );
+    }
+    if (known) return { ...known, fresh: false };
+    await insertLink(tx, node, card, link, by);
+    return { link, farNode: card.node, epoch: 1, farEpoch: 1, fresh: true };
+  });
+}
+
+/** The far side's keys by kid. */
+export async function readFarKeys(db: Database, link: string): Promise<Map<string, FarKey>> {
+  const found = await rows<FarKey & { kid: string }>(
+    db,
+    `select kid, card, retire, revoked_at as "revokedAt" from far_keys where link = ?`,
+    [link],
+  );
+  return new Map(found.map(({ kid, ...key }) => [kid, key]));
+}
+
+/** The age recipient of the far side's newest valid key. */
+export async function findRecipient(db: Database, link: string): Promise<string> {
+  const [row] = await rows<{ age: string }>(
+    db,
+    `select card->>'age' as age from far_keys
+     where link = ? and revoked_at is null and retire is null order by trusted_at desc limit 1`,
+    [link],
+  );
+  if (row) return row.age;
+  throw new SallyportError('WAIT_KEY', 'No valid key of the far side is known.', {
+    next: 'Bring the far card and run keys trust.',
+  });
+}
+
+async function insertLink(
+  tx: Transaction,
+  node: Node,
+  card: Card,
+  link: string,
+  by: string,
+): Promise<void> {
+  const now = node.clock.now();
+  await tx('links').insert({
+    link,
+    far_node: card.node,
+    epoch: 1,
+    far_epoch: 1,
+    manifest_no: 0,
+    ack_version: 0,
+    created_at: now,
+  });
+  await tx('far_keys').insert({
+    link,
+    kid: card.kid,
+    card: JSON.stringify(card),
+    fingerprint: cardFingerprint(card),
+    trusted_at: now,
+    trusted_by: by,
+  });
+  const farRole = NETWORKS.find((role) => role !== node.role) ?? 'request';
+  await tx('inbound_streams').insert(
+    streamsSentBy(farRole).map((stream) => ({
+      link,
+      stream,
+      epoch: 1,
+      contiguous: 0,
+      contiguous_digest: ZERO_DIGEST,
+      tail_seq: 0,
+    })),
+  );
+  await tx('outbox_records').whereNull('link').update({ link });
+}
