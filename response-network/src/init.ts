@@ -1,0 +1,67 @@
+import { access, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { findProfileTypeByName, generateSessionKey, type CommandOutput } from '@sallyport/shared';
+import {
+  commandLineActor,
+  prepareNode,
+  showCard,
+  withNetwork,
+  type Installation,
+} from '@sallyport/transfer';
+import type { ResponseNetwork } from './network.js';
+import { createProfileType } from './profile-type-rules.js';
+import { createUser, hasAdmin } from './user-accounts.js';
+
+export const DEFAULT_PROFILE_TYPE = 'default';
+
+/** The whole first start; repeating it makes what is missing and changes nothing else. */
+export async function initialise(
+  installation: Installation<ResponseNetwork>,
+): Promise<CommandOutput> {
+  const keys = await prepareNode(installation);
+  await makeSessionKey(installation.folders.keys);
+  return withNetwork(installation, async (network) => {
+    const { db, clock } = network;
+    const change = { actor: commandLineActor(), now: clock.now() };
+    const oneTimePassword = await db.transaction(async (tx) => {
+      if (!(await findProfileTypeByName(tx, DEFAULT_PROFILE_TYPE))) {
+        const description = 'What people get who are given nothing else.';
+        await createProfileType(tx, DEFAULT_PROFILE_TYPE, { description }, change);
+      }
+      if (await hasAdmin(tx)) return null;
+      const admin = await createUser(
+        tx,
+        {
+          login: 'admin',
+          displayName: 'Administrator',
+          profileType: DEFAULT_PROFILE_TYPE,
+          roles: [
+            { network: 'response', role: 'admin' },
+            { network: 'request', role: 'admin' },
+          ],
+        },
+        { ...change, settings: network.settings() },
+      );
+      return admin.oneTimePassword;
+    });
+    const card = showCard(keys);
+    const admin =
+      oneTimePassword === null
+        ? []
+        : [`admin password, shown only now and to be changed: ${oneTimePassword}`];
+    return {
+      text: [`node ${keys.node} is ready`, card.text, ...admin].join('\n'),
+      data: { node: keys.node, ...(card.data as object), admin_password: oneTimePassword },
+    };
+  });
+}
+
+async function makeSessionKey(folder: string): Promise<void> {
+  const path = join(folder, 'session.jwk');
+  const there = await access(path).then(
+    () => true,
+    () => false,
+  );
+  if (there) return;
+  await writeFile(path, `${await generateSessionKey()}\n`, { mode: 0o600, flag: 'wx' });
+}

@@ -1,0 +1,245 @@
+import {
+  checkQuery,
+  createLog,
+  newId,
+  rows,
+  storeDatasets,
+  storeProfileTypes,
+  storeUsers,
+  type Dataset,
+  type Priority,
+  type RecordData,
+  type Tier,
+  type Transaction,
+  type User,
+} from '@sallyport/shared';
+import {
+  createTestDatabase,
+  requireEnvironment,
+  type TestDatabase,
+} from '@sallyport/shared/testing';
+import type { Apply, ImportedBatch } from '@sallyport/transfer';
+import { storeDatasetSource } from './dataset-sources.js';
+import { openElastic, type Elastic } from './elastic/client.js';
+import { makeTestIndex, type TestIndex } from './elastic/testing.js';
+import { createExecutor, type Executor, type ExecutorOptions } from './execute.js';
+import { migrations } from './network.js';
+import { DEFAULT_LIMITS } from './profile-type-rules.js';
+
+type RequestData = RecordData<'request'>;
+export type StagedRecord = {
+  type: 'request' | 'request.cancel';
+  id: string;
+  data: object;
+  bad?: string;
+};
+
+/** A response network with a dataset of 20 claims, without keys or files; for tests only. */
+export type TestNetwork = {
+  test: TestDatabase;
+  elastic: Elastic;
+  index: TestIndex;
+  time: { now: Date };
+  dataset: Dataset;
+  /** Ada and Bob may query claims with tier B, Eve is disabled. */
+  users: Record<'ada' | 'bob' | 'eve', User>;
+  profileTypeId: string;
+  executor(elastic?: Elastic, change?: Partial<ExecutorOptions>): Executor;
+  request(change?: Partial<RequestData>, query?: object): { id: string; data: RequestData };
+  /** Applies records as an import would; returns the id of the batch. */
+  apply(apply: Apply, records: StagedRecord[]): Promise<string>;
+  /** Lets requests arrive and returns their ids. */
+  arrive(...requests: { id: string; data: RequestData }[]): Promise<string[]>;
+  state(id: string): Promise<Record<string, unknown> | undefined>;
+  result(id: string): Promise<Record<string, unknown> | undefined>;
+  /** The records that wait in the outbox, oldest first. */
+  outbox(
+    id?: string,
+  ): Promise<{ stream: string; t: string; id: string; d: Record<string, unknown> }[]>;
+  stop(): Promise<void>;
+};
+
+export const BIG_INTEGER = '9007199254740993123';
+
+/** Makes a network with its own database and index; its clock stands still unless moved. */
+export async function makeTestNetwork(applyRequests: Apply): Promise<TestNetwork> {
+  const url = requireEnvironment('ELASTICSEARCH_URL');
+  const test = await createTestDatabase(migrations);
+  const index = await makeTestIndex(
+    url,
+    {
+      code: { type: 'keyword' },
+      amount: { type: 'long' },
+      at: { type: 'date' },
+      secret: { type: 'keyword' },
+    },
+    Array.from(
+      { length: 20 },
+      (_, n) =>
+        `{"code":"c${n % 4}","amount":${n === 7 ? BIG_INTEGER : n},"at":"2026-02-${String(n + 1).padStart(2, '0')}","secret":"s${n}"}`,
+    ),
+  );
+  const elastic = openElastic({ url });
+  const time = { now: new Date('2026-03-01T12:00:00.000Z') };
+  const dataset: Dataset = {
+    id: newId(),
+    version: 4,
+    epoch: 1,
+    name: 'claims',
+    title: 'Claims',
+    description: '',
+    time_field: null,
+    fields: [
+      { name: 'code', type: 'keyword' },
+      { name: 'amount', type: 'long' },
+      { name: 'at', type: 'date' },
+    ],
+    disabled: false,
+  };
+  const profileTypeId = newId();
+  const users = {
+    ada: userOf('ada', profileTypeId),
+    bob: userOf('bob', profileTypeId),
+    eve: { ...userOf('eve', profileTypeId), disabled: true },
+  };
+  await test.db.transaction(async (tx) => {
+    await storeDatasets(tx, [dataset], time.now);
+    await storeDatasetSource(tx, dataset.id, { indexName: index.name, rowFilter: null });
+    await storeProfileTypes(tx, [profileTypeOf(profileTypeId)], time.now);
+    await storeUsers(tx, Object.values(users), time.now);
+  });
+  const network: TestNetwork = {
+    test,
+    elastic,
+    index,
+    time,
+    dataset,
+    users,
+    profileTypeId,
+    executor: (other = elastic, change = {}) =>
+      createExecutor({
+        db: test.db,
+        elastic: other,
+        clock: { now: () => time.now },
+        log: createLog('test', 'silent'),
+        concurrencyMax: () => 32,
+        ...change,
+      }),
+    request: (change = {}, query = { query: { match_all: {} } }) => {
+      const checked = checkQuery({
+        dataset: { ...dataset, timeField: null },
+        tier: 'B',
+        query,
+        now: time.now,
+      });
+      const data = {
+        user_id: users.ada.id,
+        dataset: dataset.name,
+        dataset_version: dataset.version,
+        policy_version: checked.policyVersion,
+        tier: 'B' as Tier,
+        pinned_now: time.now.toISOString(),
+        expires_at: new Date(time.now.getTime() + 86_400_000).toISOString(),
+        priority: 'normal' as Priority,
+        query: checked.canonical,
+        query_digest: checked.digest,
+        traceparent: null,
+        ...change,
+      };
+      return { id: newId(), data };
+    },
+    apply: (apply, records) =>
+      test.db.transaction((tx) => applyStaged(tx, { apply, records, now: time.now })),
+    async arrive(...requests) {
+      await network.apply(
+        applyRequests,
+        requests.map((one) => ({ type: 'request', ...one })),
+      );
+      return requests.map(({ id }) => id);
+    },
+    state: (id) => test.db<Record<string, unknown>>('requests').where({ id }).first(),
+    result: (id) => test.db<Record<string, unknown>>('results').where({ request_id: id }).first(),
+    async outbox(id) {
+      const found = await rows<{ stream: string; line: string }>(
+        test.db,
+        'select stream, line from outbox_records where record_id = coalesce(?, record_id) order by position',
+        [id ?? null],
+      );
+      return found.map(({ stream, line }) => ({ stream, ...JSON.parse(line) }) as never);
+    },
+    async stop() {
+      await elastic.close();
+      await index.remove();
+      await test.drop();
+    },
+  };
+  return network;
+}
+
+async function applyStaged(
+  tx: Transaction,
+  { apply, records, now }: { apply: Apply; records: StagedRecord[]; now: Date },
+): Promise<string> {
+  await tx.raw(
+    `create temporary table if not exists incoming (
+       line integer not null, t text not null, id uuid not null, v integer not null,
+       at timestamptz not null, d jsonb not null, text text, code text, detail text
+     ) on commit delete rows`,
+  );
+  await tx('incoming').insert(
+    records.map(({ type, id, data, bad }, n) => ({
+      line: n + 1,
+      t: type,
+      id,
+      v: 1,
+      at: now,
+      d: JSON.stringify(data),
+      code: bad === undefined ? null : 'SCHEMA',
+      detail: bad ?? null,
+    })),
+  );
+  const batch: ImportedBatch = {
+    id: newId(),
+    link: 'link',
+    stream: 'requests',
+    epoch: 1,
+    seq: 1,
+    kind: 'delta',
+    digest: 'd'.repeat(64),
+    createdAt: now,
+  };
+  await apply(tx, batch, now);
+  return batch.id;
+}
+
+function userOf(login: string, profileTypeId: string): User {
+  return {
+    id: newId(),
+    version: 1,
+    login,
+    profile_type_id: profileTypeId,
+    roles: [{ network: 'request', role: 'user' }],
+    disabled: false,
+    must_change_password: false,
+    profile_version: 0,
+    display_name: login,
+    email: null,
+    language: null,
+    notices: {},
+  };
+}
+
+function profileTypeOf(id: string) {
+  return {
+    id,
+    version: 1,
+    name: 'analysts',
+    description: '',
+    datasets: ['claims'],
+    tier: 'B' as const,
+    priorities: ['low' as const, 'normal' as const, 'urgent' as const],
+    limits: DEFAULT_LIMITS,
+    retention_days: 30,
+    disabled: false,
+  };
+}

@@ -1,0 +1,116 @@
+import {
+  listen,
+  listWorkers,
+  openQueues,
+  startWorkers,
+  type ClosingStep,
+  type Queues,
+  type WorkerName,
+  type WorkerRun,
+} from '@sallyport/shared';
+import {
+  exportControl,
+  exportStream,
+  exportStreams,
+  importBatches,
+  pruneStore,
+  watchInbox,
+} from '@sallyport/transfer';
+import { createExecutor, type Executor } from './execute.js';
+import { freeExpiredLeases, tellProgress } from './executions.js';
+import { applies, type ResponseNetwork } from './network.js';
+import { expireRequests } from './requests.js';
+
+/** Starts the workers of this network with what wakes them; the step stops them. */
+export async function startWork(network: ResponseNetwork): Promise<ClosingStep> {
+  const { config, log } = network;
+  const executor = createExecutor({
+    ...network,
+    concurrencyMax: () => network.settings()['execute.concurrency_max'],
+  });
+  const queues = await openQueues({
+    network: 'response',
+    databaseUrl: config.DATABASE_URL,
+    redisUrl: config.REDIS_URL,
+    prefix: 'sallyport-response',
+    log,
+  });
+  const running = await startWorkers({
+    queues,
+    workers: workersOf(network, executor, queues),
+    cadence: async (name) => (await network.refreshSettings())[`schedule.${name}`] * 1_000,
+    log,
+  });
+  const execute = () => {
+    executor.look();
+    void queues.wake('execute-queries');
+  };
+  const sweep = () => {
+    running.sweep().catch((err: unknown) => log.warn({ err }, 'missed a changed setting'));
+  };
+  const stopCancelled = () => {
+    executor.stopCancelled().catch((err: unknown) => log.warn({ err }, 'missed a cancellation'));
+  };
+  const listener = listen(
+    config.DATABASE_URL,
+    {
+      sallyport_imported: execute,
+      sallyport_cancel: stopCancelled,
+      sallyport_settings: sweep,
+    },
+    {
+      log,
+      onGap: () => {
+        execute();
+        stopCancelled();
+      },
+    },
+  );
+  const inbox = watchInbox(network.node, () => void queues.wake('import-batches'));
+  void queues.wake('import-batches');
+  log.info(
+    { workers: listWorkers('response'), queues: config.REDIS_URL ? 'redis' : 'postgresql' },
+    'workers started',
+  );
+  return {
+    name: 'workers',
+    async close() {
+      inbox.close();
+      await listener.close();
+      executor.drain();
+      await running.close();
+      await queues.close();
+    },
+  };
+}
+
+/** What each worker of this network does in one run; the queues are where it asks for another. */
+export function workersOf(
+  network: ResponseNetwork,
+  executor: Executor,
+  queues: Pick<Queues, 'wake'>,
+): Partial<Record<WorkerName, WorkerRun>> {
+  const { db, node, clock, log } = network;
+  return {
+    'import-batches': (signal) => importBatches(db, node, applies, { signal }),
+    'execute-queries': async (signal) => {
+      await network.refreshSettings();
+      const report = await executor.run(signal);
+      if (report.answered > 0) log.info(report, 'requests executed');
+      if (report.more) await queues.wake('execute-queries');
+    },
+    'export-results': (signal) => exportStreams(db, node, ['results', 'results.bulk'], { signal }),
+    'export-identity': (signal) => exportStream(db, node, 'identity', { signal }),
+    'export-settings': (signal) => exportStream(db, node, 'settings', { signal }),
+    'export-control': async () => {
+      await db.transaction((tx) => tellProgress(tx, clock.now()));
+      await exportControl(db, node);
+    },
+    housekeeping: async () => {
+      const freed = await freeExpiredLeases(db, clock.now());
+      const { expired } = await expireRequests(db, clock.now());
+      const pruned = await pruneStore(db, node);
+      if (freed + expired + pruned > 0) log.info({ freed, expired, pruned }, 'house kept');
+    },
+  };
+}
