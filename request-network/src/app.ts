@@ -1,0 +1,23 @@
+import type { Express } from 'express';
+import { createApp, createRoutes, pingDatabase } from '@sallyport/shared';
+import { addAccountRoutes } from './accounts.routes.js';
+import { VERSION, type RequestNetwork } from './network.js';
+import { addRequestRoutes } from './requests.routes.js';
+
+/** The HTTP API of the request network; `onUrgent` hears of every urgent request that was stored. */
+export function createRequestApp(
+  network: RequestNetwork,
+  { onUrgent = () => undefined }: { onUrgent?: () => void } = {},
+): Express {
+  const { db, log, principals } = network;
+  const routes = createRoutes((req) => principals.authenticate(req.headers.authorization));
+  addRequestRoutes(routes, network, onUrgent);
+  addAccountRoutes(routes, network);
+  return createApp({
+    title: 'Sallyport request network',
+    version: VERSION,
+    log,
+    routes: [routes],
+    readiness: [{ name: 'database', required: true, check: () => pingDatabase(db) }],
+  });
+}

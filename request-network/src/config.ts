@@ -1,0 +1,15 @@
+import { Type, type Static } from 'typebox';
+import { NETWORK_VARIABLES, httpPort, readConfig } from '@sallyport/shared';
+
+/** The environment of the request network; `.env.example` and the docs list the same. */
+export const ConfigSchema = Type.Object({ ...NETWORK_VARIABLES, HTTP_PORT: httpPort(8_080) });
+
+export type Config = Readonly<Static<typeof ConfigSchema>>;
+
+/**
+ * The configuration from the environment of the process.
+ * @throws SallyportError `config-invalid` naming all mistakes.
+ */
+export function readEnvironment(env: NodeJS.ProcessEnv = process.env): Config {
+  return readConfig(ConfigSchema, env);
+}

@@ -1,0 +1,101 @@
+import { expect } from 'chai';
+import { execFile, spawn } from 'node:child_process';
+import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { createTestDatabase, eventually, type TestDatabase } from '@sallyport/shared/testing';
+import { ConfigSchema } from './config.js';
+
+const BIN = fileURLToPath(new URL('../bin/sallyport-request.js', import.meta.url));
+const EXAMPLE = fileURLToPath(new URL('../.env.example', import.meta.url));
+let test: TestDatabase;
+let folder: string;
+
+type Outcome = { code: number; stdout: string; stderr: string };
+
+const environment = () => ({
+  DATABASE_URL: test.url,
+  STATE_DIR: join(folder, 'state of red'),
+  NODE_NAME: 'red',
+  HTTP_PORT: '0',
+});
+
+function run(args: string[], env: Record<string, string> = environment()): Promise<Outcome> {
+  return new Promise((resolve) => {
+    execFile(process.execPath, [BIN, ...args], { env }, (error, stdout, stderr) => {
+      resolve({ code: error ? Number(error.code) : 0, stdout, stderr });
+    });
+  });
+}
+
+before(async () => {
+  test = await createTestDatabase([]);
+  folder = await mkdtemp(join(tmpdir(), 'sallyport-main-'));
+});
+after(async () => {
+  await test.drop();
+  await rm(folder, { recursive: true, force: true });
+});
+
+describe('sallyport-request', () => {
+  it('names all mistakes of the environment together, exit 2', async () => {
+    const { code, stderr } = await run(['migrate'], { HTTP_PORT: 'x' });
+    expect(code).to.equal(2);
+    expect(stderr).to.match(/^config-invalid: /);
+    for (const name of ['DATABASE_URL', 'STATE_DIR', 'HTTP_PORT']) expect(stderr).to.contain(name);
+  });
+
+  it('explains itself without any configuration', async () => {
+    const { code, stdout } = await run(['--help'], {});
+    expect(code).to.equal(0);
+    expect(stdout).to.contain('sallyport-request init');
+    expect((await run(['nonsense'], {})).code).to.equal(2);
+  });
+
+  it('refuses to serve before init, and says what to do', async () => {
+    const { code, stderr } = await run(['serve']);
+    expect(code).to.equal(9);
+    expect(stderr).to.match(/^migrations-pending: .*\n.*init/);
+  });
+
+  it('makes everything at the first init and nothing new at the second', async () => {
+    const first = await run(['init', '--json']);
+    expect(first.code).to.equal(0);
+    const keys = join(environment().STATE_DIR, 'keys');
+    const before = await readFile(join(keys, 'api-keys.key'), 'utf8');
+    expect((await stat(join(keys, 'session.jwk'))).mode & 0o777).to.equal(0o600);
+    const second = await run(['init', '--json']);
+    expect(second.stdout).to.equal(first.stdout);
+    expect(await readFile(join(keys, 'api-keys.key'), 'utf8')).to.equal(before);
+  });
+
+  it('refuses a key for a user nobody knows, exit 6', async () => {
+    const { code, stderr } = await run(['key', 'create', 'nobody']);
+    expect(code).to.equal(6);
+    expect(stderr).to.match(/^not-found: /);
+  });
+
+  it('serves and works until it is told to stop, and then ends clean', async () => {
+    const child = spawn(process.execPath, [BIN, 'up'], { env: environment() });
+    let log = '';
+    child.stderr.on('data', (chunk: Buffer) => (log += chunk.toString()));
+    const ended = new Promise<number | null>((resolve) => child.on('exit', resolve));
+    try {
+      const url = await eventually(() => /"url":"([^"]+)"/.exec(log)?.[1]);
+      const ready = await fetch(`${url}/readyz`);
+      expect(ready.status).to.equal(200);
+      await eventually(() => log.includes('"msg":"started"'));
+      child.kill('SIGTERM');
+      expect(await ended).to.equal(0);
+    } finally {
+      child.kill('SIGKILL');
+    }
+  });
+
+  it('documents every variable in .env.example', async () => {
+    const example = await readFile(EXAMPLE, 'utf8');
+    const documented = [...example.matchAll(/^#?([A-Z_]+)=/gm)].map((match) => match[1]);
+    expect(documented).to.have.members(Object.keys(ConfigSchema.properties));
+  });
+});

@@ -1,0 +1,194 @@
+import {
+  hashApiKey,
+  parseApiKey,
+  runPrepared,
+  unauthenticated,
+  verifySessionToken,
+  type Actor,
+  type Clock,
+  type Database,
+  type Log,
+  type Role,
+  type SessionKey,
+} from '@sallyport/shared';
+import { noteKeysUsed } from './api-keys.js';
+
+/** Who calls, as far as the process remembers; the guard of a submit asks the database again. */
+export type Principal = Actor & {
+  userId: string;
+  login: string;
+  profileTypeId: string;
+  /** Of the user's credential; a session ends when it rises. */
+  generation: number;
+  /** Set when an API key was shown, null for a session. */
+  keyId: string | null;
+};
+
+export type Principals = {
+  /**
+   * Who sent this Authorization header.
+   * @throws SallyportError `unauthenticated`, the same for unknown, expired, revoked and disabled.
+   */
+  authenticate(authorization: string | undefined): Principal | Promise<Principal>;
+  /** Whether changes are heard of, so that remembering is safe. */
+  ready(): boolean;
+  /** Forgets everybody: rights may have changed. */
+  drop(): void;
+  /** Writes down which keys were used; also runs by itself now and then. */
+  flush(): Promise<void>;
+  close(): Promise<void>;
+};
+
+export type PrincipalsOptions = {
+  db: Database;
+  clock: Clock;
+  log: Log;
+  sessionKey: SessionKey;
+  issuer: string;
+  apiKeySecret: Buffer;
+  /** While this is false, changes are not heard of and nothing is remembered. */
+  hearsChanges: () => boolean;
+};
+
+type Remembered = { principal: Principal; until: number; expiresAtMs: number };
+type PrincipalRow = {
+  user_id: string;
+  login: string;
+  profile_type_id: string;
+  roles: string[];
+  generation: number;
+  key_id: string | null;
+  scopes: string[] | null;
+  expires_at: Date | null;
+};
+
+/** Whom session tokens of this network are for. */
+export const AUDIENCE = 'sallyport-request';
+const REMEMBER_MS = 10_000;
+const MAX_REMEMBERED = 10_000;
+const FLUSH_MS = 30_000;
+const MINUTE_MS = 60_000;
+const BEARER = 'bearer ';
+
+/** Opens the memory of one process for who is who. */
+export function openPrincipals(options: PrincipalsOptions): Principals {
+  const { db, clock, log, hearsChanges } = options;
+  const remembered = new Map<string, Remembered>();
+  const used = new Map<string, Date>();
+  let generation = 0;
+
+  const find = async (token: string): Promise<Principal> => {
+    const mine = generation;
+    const found = await (token.startsWith('sp_') ? findByKey : findBySession)(options, token);
+    if (hearsChanges() && mine === generation) {
+      if (remembered.size >= MAX_REMEMBERED) {
+        const oldest = remembered.keys().next();
+        if (!oldest.done) remembered.delete(oldest.value);
+      }
+      remembered.set(token, { ...found, until: performance.now() + REMEMBER_MS });
+    }
+    return noteUse(found.principal);
+  };
+
+  const noteUse = (principal: Principal): Principal => {
+    if (principal.keyId !== null) used.set(principal.keyId, clock.now());
+    return principal;
+  };
+
+  const flush = async () => {
+    const minutes = [...used].map(
+      ([id, at]) => [id, new Date(Math.floor(at.getTime() / MINUTE_MS) * MINUTE_MS)] as const,
+    );
+    used.clear();
+    await noteKeysUsed(db, new Map(minutes));
+  };
+  const timer = setInterval(() => {
+    flush().catch((err: unknown) => log.warn({ err }, 'could not note which keys were used'));
+  }, FLUSH_MS);
+  timer.unref();
+
+  return {
+    flush,
+    ready: hearsChanges,
+    authenticate(authorization) {
+      if (authorization?.slice(0, BEARER.length).toLowerCase() !== BEARER) throw unauthenticated();
+      const token = authorization.slice(BEARER.length);
+      const known = remembered.get(token);
+      if (known && hearsChanges() && known.until > performance.now()) {
+        if (known.expiresAtMs > clock.now().getTime()) return noteUse(known.principal);
+      }
+      if (known) remembered.delete(token);
+      return find(token);
+    },
+    drop() {
+      generation += 1;
+      remembered.clear();
+    },
+    async close() {
+      clearInterval(timer);
+      await flush().catch((err: unknown) =>
+        log.warn({ err }, 'could not note which keys were used'),
+      );
+    },
+  };
+}
+
+type Found = { principal: Principal; expiresAtMs: number };
+
+async function findByKey(options: PrincipalsOptions, token: string): Promise<Found> {
+  if (!parseApiKey(token)) throw unauthenticated();
+  const values = [hashApiKey(token, options.apiKeySecret), options.clock.now()];
+  return toFound(await runPrepared<PrincipalRow>(options.db, FIND_BY_KEY, values));
+}
+
+async function findBySession(options: PrincipalsOptions, token: string): Promise<Found> {
+  const { db, clock, sessionKey, issuer } = options;
+  const realm = { issuer, audience: AUDIENCE };
+  const claims = await verifySessionToken(sessionKey, token, { realm, clock });
+  const values = [claims.userId, claims.generation];
+  const found = toFound(await runPrepared<PrincipalRow>(db, FIND_BY_SESSION, values));
+  // A token's own end is nearer than its signature is checked again: at most by the memory's time.
+  return { ...found, expiresAtMs: expiryOf(token) };
+}
+
+function expiryOf(token: string): number {
+  const payload = Buffer.from(token.split('.')[1] ?? '', 'base64url').toString();
+  return (JSON.parse(payload) as { exp: number }).exp * 1_000;
+}
+
+function toFound([row]: PrincipalRow[]): Found {
+  if (!row) throw unauthenticated();
+  const roles = row.roles.flatMap((grant) =>
+    grant.startsWith('request:') ? [grant.slice('request:'.length) as Role] : [],
+  );
+  return {
+    expiresAtMs: row.expires_at?.getTime() ?? Infinity,
+    principal: {
+      id: row.login,
+      roles,
+      scopes: row.scopes ?? 'all',
+      userId: row.user_id,
+      login: row.login,
+      profileTypeId: row.profile_type_id,
+      generation: row.generation,
+      keyId: row.key_id,
+    },
+  };
+}
+
+const USER_COLUMNS = 'u.id as user_id, u.login, u.profile_type_id, u.roles';
+const FIND_BY_KEY = {
+  name: 'find_principal_by_key',
+  text: `
+    select ${USER_COLUMNS}, 0 as generation, k.id as key_id, k.scopes, k.expires_at
+    from api_keys k join users u on u.id = k.user_id
+    where k.hash = $1 and k.revoked_at is null and (k.expires_at is null or k.expires_at > $2)
+      and not u.disabled`,
+};
+const FIND_BY_SESSION = {
+  name: 'find_principal_by_session',
+  text: `
+    select ${USER_COLUMNS}, c.generation, null as key_id, null as scopes, null as expires_at
+    from users u join credentials c on c.user_id = u.id
+    where u.id = $1 and c.generation = $2 and not u.disabled`,
+};

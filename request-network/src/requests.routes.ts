@@ -1,0 +1,373 @@
+import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { Type } from 'typebox';
+import {
+  HTTP_JSON_CODES,
+  JSON_BODY_LIMITS,
+  SallyportError,
+  readBody,
+  requireMediaType,
+  type Answer,
+  type Call,
+  type Routes,
+} from '@sallyport/shared';
+import { parseBulk } from './bulks.js';
+import { MAX_KEY_LENGTH, fingerprintOf, runOnce, type Reply } from './idempotency.js';
+import type { RequestNetwork } from './network.js';
+import { notifyChanged } from './network-events.js';
+import { etagOf, matchesEtag, retryAfterS, viewHeaders } from './polling.js';
+import type { Principal } from './principals.js';
+import { cutLines } from './result-lines.js';
+import { noteFetched, openResult, type ReadableResult } from './result-reads.js';
+import {
+  BulkAnswerSchema,
+  RequestListSchema,
+  RequestPageSchema,
+  RequestViewSchema,
+  SubmissionSchema,
+  TimelineSchema,
+  ValidationSchema,
+  type RequestView,
+} from './request-schemas.js';
+import { getRequest, listRequests } from './request-views.js';
+import { MAX_BULK_LINES, cancelRequest, isFinal, submitMany, submitRequest } from './requests.js';
+import { admitSubmission, viewSubmitted } from './submissions.js';
+import { readTimeline } from './timeline.js';
+
+const BULK_LIMITS = { sizeBytes: 8 * 1024 * 1024, timeMs: 60_000 };
+const NDJSON = 'application/x-ndjson';
+const JSON_TYPE = 'application/json';
+const WAIT_MOST_S = 25;
+const USER = { roles: ['user'] } as const;
+const READ = { ...USER, scope: 'requests:read' } as const;
+const WRITE = { ...USER, scope: 'requests:write' } as const;
+const NOT_FOUND = { description: 'No request of yours has this id.' };
+
+/** Submitting, following, reading and cancelling requests. */
+export function addRequestRoutes(
+  routes: Routes<Principal>,
+  network: RequestNetwork,
+  onUrgent: () => void,
+): void {
+  const { db, clock, replica } = network;
+
+  routes.add({
+    ...WRITE,
+    method: 'post',
+    path: '/v1/requests',
+    summary: 'Submit a query',
+    query: Type.Object(
+      { validate_only: Type.Boolean({ default: false }) },
+      { additionalProperties: false },
+    ),
+    body: SubmissionSchema,
+    responses: {
+      200: { description: 'It would be allowed; nothing was stored.', schema: ValidationSchema },
+      202: { description: 'Stored; it leaves with the next batch.', schema: RequestViewSchema },
+      422: { description: 'The policy refuses the query.' },
+    },
+    async handler({ req, body, query, actor }) {
+      const rules = await replica.rules();
+      const now = clock.now();
+      const traceparent = traceOf(req.headers['traceparent']);
+      const admitted = admitSubmission(rules, actor, { submission: body, now, traceparent });
+      const { request, checked } = admitted;
+      if (query.validate_only) {
+        return {
+          status: 200,
+          body: {
+            allowed: true,
+            dataset: request.dataset,
+            tier: request.tier,
+            query: checked.query,
+            query_digest: request.queryDigest,
+            cost: request.cost,
+            policy_version: request.policyVersion,
+            warnings: checked.warnings,
+          },
+        };
+      }
+      const reply = (): Reply => {
+        const view = viewSubmitted(request, checked.warnings);
+        return {
+          status: 202,
+          headers: {
+            Location: `/v1/requests/${request.id}`,
+            ...viewHeaders(rules.settings, view),
+          },
+          body: JSON.stringify(view),
+        };
+      };
+      const key = idempotencyKey(req.headers['idempotency-key']);
+      if (key === undefined) {
+        await submitRequest(db, actor, request);
+        if (request.priority === 'urgent') onUrgent();
+        return toAnswer(reply());
+      }
+      const fingerprint = fingerprintOf('POST', '/v1/requests', Buffer.from(JSON.stringify(body)));
+      const call = { userId: actor.userId, key, fingerprint, at: now };
+      const once = await runOnce(db, call, async (tx) => {
+        await submitRequest(tx, actor, request);
+        return reply();
+      });
+      if (request.priority === 'urgent') onUrgent();
+      return answerOnce(once);
+    },
+  });
+
+  routes.add({
+    ...WRITE,
+    method: 'post',
+    path: '/v1/requests:bulk',
+    summary: `Submit up to ${MAX_BULK_LINES} queries, one JSON object per line`,
+    query: Type.Object(
+      { atomic: Type.Boolean({ default: true }) },
+      { additionalProperties: false },
+    ),
+    rawBody: NDJSON,
+    responses: {
+      202: {
+        description: 'Stored: all of them, or what each line says.',
+        schema: BulkAnswerSchema,
+      },
+      422: { description: 'A line is refused (atomic), or all are; nothing was stored.' },
+    },
+    async handler({ req, query, actor }) {
+      requireMediaType(req, NDJSON);
+      const bytes = await readBody(req, BULK_LIMITS);
+      const now = clock.now();
+      let urgent = false;
+      const run = async (handle: typeof db): Promise<Reply> => {
+        const rules = await replica.rules();
+        const traceparent = traceOf(req.headers['traceparent']);
+        const bulk = await parseBulk(bytes, {
+          limits: { ...JSON_BODY_LIMITS.json, codes: HTTP_JSON_CODES },
+          lineBytes: JSON_BODY_LIMITS.sizeBytes,
+          atomic: query.atomic,
+          admit: (submission) => admitSubmission(rules, actor, { submission, now, traceparent }),
+        });
+        await submitMany(handle, actor, bulk.requests);
+        urgent = bulk.requests.some(({ priority }) => priority === 'urgent');
+        const headers = { 'Retry-After': String(retryAfterS(rules.settings, 'submitted')) };
+        return { status: 202, headers, body: JSON.stringify(bulk.answer) };
+      };
+      const key = idempotencyKey(req.headers['idempotency-key']);
+      const answer = async (): Promise<ReturnType<typeof toAnswer>> => {
+        if (key === undefined) return toAnswer(await run(db));
+        const fingerprint = fingerprintOf(
+          'POST',
+          `/v1/requests:bulk?atomic=${query.atomic}`,
+          bytes,
+        );
+        const call = { userId: actor.userId, key, fingerprint, at: now };
+        return answerOnce(await runOnce(db, call, run));
+      };
+      const answered = await answer();
+      // Only now is it committed, and the exporter would find it.
+      if (urgent) onUrgent();
+      return answered;
+    },
+  });
+
+  routes.add({
+    ...READ,
+    method: 'get',
+    path: '/v1/requests',
+    summary: 'List your requests, newest first',
+    query: RequestListSchema,
+    responses: { 200: { description: 'A page.', schema: RequestPageSchema } },
+    async handler({ query, actor }) {
+      const { page_size: pageSize, page_token: pageToken, ...filter } = query;
+      const caller = { userId: actor.userId, secret: network.pageSecret };
+      return { status: 200, body: await listRequests(db, caller, { filter, pageSize, pageToken }) };
+    },
+  });
+
+  routes.add({
+    ...READ,
+    method: 'get',
+    path: '/v1/requests/{id}',
+    summary: 'Where a request stands; `wait` holds the answer until that changes',
+    query: Type.Object(
+      { wait: Type.Integer({ minimum: 0, maximum: WAIT_MOST_S, default: 0 }) },
+      { additionalProperties: false },
+    ),
+    responses: {
+      200: { description: 'The request.', schema: RequestViewSchema },
+      304: { description: 'Its version is still the one of If-None-Match.' },
+      404: NOT_FOUND,
+    },
+    async handler(call) {
+      const view = await waitForChange(network, call);
+      const { settings } = await replica.rules();
+      const headers = viewHeaders(settings, view);
+      if (matchesEtag(call.req.headers['if-none-match'], etagOf(view.version))) {
+        return { status: 304, headers };
+      }
+      if (!isFinal(view.status)) view.eta = await network.estimates.eta(new Date(view.created_at));
+      return { status: 200, headers, body: view };
+    },
+  });
+
+  routes.add({
+    ...READ,
+    method: 'get',
+    path: '/v1/requests/{id}/timeline',
+    summary: 'What happened to a request on both networks',
+    responses: { 200: { description: 'Oldest first.', schema: TimelineSchema }, 404: NOT_FOUND },
+    async handler({ params, actor }) {
+      const request = { id: params['id'] ?? '', userId: actor.userId };
+      return { status: 200, body: { events: await readTimeline(db, request) } };
+    },
+  });
+
+  for (const path of ['/v1/requests/{id}/result', '/v1/requests/{id}/response']) {
+    routes.add({
+      ...READ,
+      method: 'get',
+      path,
+      summary: 'The answer, as JSON or as one hit per line',
+      responses: {
+        200: { description: 'The answer, exactly as it came.', mediaType: JSON_TYPE },
+        304: { description: 'It is still the one of If-None-Match.' },
+        404: NOT_FOUND,
+        409: { description: 'It is not here yet (Retry-After), or there will be none.' },
+        410: { description: 'It was here and has been purged.' },
+      },
+      handler: (call) => answerResult(network, call),
+    });
+  }
+
+  routes.add({
+    ...WRITE,
+    method: 'post',
+    path: '/v1/requests/{id}:cancel',
+    summary: 'Cancel a request; may be repeated',
+    responses: {
+      200: { description: 'Cancelled: it had not left.', schema: RequestViewSchema },
+      202: { description: 'Asked for: the far side will tell.', schema: RequestViewSchema },
+      404: NOT_FOUND,
+      409: { description: 'It has ended already.' },
+    },
+    async handler({ params, actor }) {
+      const request = { id: params['id'] ?? '', userId: actor.userId, login: actor.login };
+      const outcome = await db.transaction((tx) => cancelRequest(tx, request, clock.now()));
+      await notifyChanged(db, 'requests');
+      const { settings } = await replica.rules();
+      const view = await getRequest(db, request);
+      const headers = viewHeaders(settings, view);
+      return { status: outcome === 'cancelled' ? 200 : 202, headers, body: view };
+    },
+  });
+}
+
+type ReadCall = Call<Principal, { wait: number }, unknown>;
+
+/** The request, at once or as soon as its version is no longer the one that the caller knows. */
+async function waitForChange(network: RequestNetwork, call: ReadCall): Promise<RequestView> {
+  const { db, waiters } = network;
+  const request = { id: call.params['id'] ?? '', userId: call.actor.userId };
+  const waiter = call.query.wait > 0 ? waiters.enter(request.id) : undefined;
+  if (!waiter) return getRequest(db, request);
+  const gone = new AbortController();
+  const leave = () => gone.abort();
+  call.res.once('close', leave);
+  const endsAt = performance.now() + call.query.wait * 1_000;
+  try {
+    const first = await getRequest(db, request);
+    const known = call.req.headers['if-none-match'];
+    const isNews = (view: RequestView) =>
+      isFinal(view.status) ||
+      (known === undefined
+        ? view.version !== first.version
+        : !matchesEtag(known, etagOf(view.version)));
+    let view = first;
+    while (!isNews(view)) {
+      const limitMs = endsAt - performance.now();
+      if (limitMs <= 0 || gone.signal.aborted) break;
+      await waiter.changed(view.version, { limitMs, signal: gone.signal });
+      if (gone.signal.aborted) break;
+      view = await getRequest(db, request);
+    }
+    return view;
+  } finally {
+    waiter.leave();
+    call.res.off('close', leave);
+  }
+}
+
+async function answerResult(
+  network: RequestNetwork,
+  { req, res, params, actor }: Call<Principal, unknown, unknown>,
+): Promise<Answer | undefined> {
+  const { db, replica, clock, log } = network;
+  const id = params['id'] ?? '';
+  const { settings } = await replica.rules();
+  const wait = retryAfterS(settings, 'processing');
+  const result = await openResult(db, { id, userId: actor.userId, retryAfterS: wait });
+  const mediaType = req.accepts([result.mediaType, NDJSON]);
+  if (mediaType === false) {
+    throw new SallyportError('not-acceptable', `The result is ${result.mediaType}.`, {
+      next: `Accept ${result.mediaType} or ${NDJSON}.`,
+    });
+  }
+  const asLines = mediaType === NDJSON;
+  const etag = `"${result.sha256}${asLines ? '-lines' : ''}"`;
+  const headers = { ETag: etag, Vary: 'Accept' };
+  if (matchesEtag(req.headers['if-none-match'], etag)) return { status: 304, headers };
+  res.statusCode = 200;
+  res.setHeaders(new Map(Object.entries({ ...headers, ...describeResult(result, asLines) })));
+  if (req.method === 'HEAD') {
+    res.end();
+    return undefined;
+  }
+  const pieces = result.pieces();
+  try {
+    await pipeline(Readable.from(asLines ? cutLines(pieces) : pieces), res);
+    await noteFetched(db, id, clock.now());
+  } catch (error) {
+    // A reader who leaves early is no failure of ours.
+    if (!isReaderGone(error)) throw error;
+    log.debug({ request: id }, 'the reader of a result left early');
+  }
+  return undefined;
+}
+
+function isReaderGone(error: unknown): boolean {
+  const code = error instanceof Error && (error as NodeJS.ErrnoException).code;
+  return code === 'ERR_STREAM_PREMATURE_CLOSE' || code === 'ECONNRESET' || code === 'EPIPE';
+}
+
+function describeResult(result: ReadableResult, asLines: boolean): Record<string, string> {
+  // The digest (RFC 9530) is of the stored text, which lines are not.
+  if (asLines) return { 'Content-Type': NDJSON };
+  return {
+    'Content-Type': result.mediaType,
+    'Content-Length': String(result.bytes),
+    'Repr-Digest': `sha-256=:${Buffer.from(result.sha256, 'hex').toString('base64')}:`,
+  };
+}
+
+function idempotencyKey(header: string | string[] | undefined): string | undefined {
+  if (header === undefined) return undefined;
+  if (typeof header === 'string' && header !== '' && header.length <= MAX_KEY_LENGTH) return header;
+  throw new SallyportError(
+    'bad-header',
+    `The Idempotency-Key must be one text of 1 to ${MAX_KEY_LENGTH} characters.`,
+  );
+}
+
+const TRACEPARENT = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/;
+
+function traceOf(header: string | string[] | undefined): string | null {
+  return typeof header === 'string' && TRACEPARENT.test(header) ? header : null;
+}
+
+function toAnswer({ status, headers, body }: Reply): Answer {
+  return { status, headers, json: body };
+}
+
+function answerOnce({ reply, replayed }: { reply: Reply; replayed: boolean }): Answer {
+  const headers = replayed ? { ...reply.headers, 'Idempotency-Replayed': 'true' } : reply.headers;
+  return toAnswer({ ...reply, headers });
+}

@@ -1,0 +1,313 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import {
+  createLog,
+  hashPassword,
+  newId,
+  rows,
+  startServer,
+  storeCredential,
+  storeDatasets,
+  storeProfileTypes,
+  storeUsers,
+  type Limits,
+  type Priority,
+  type RecordData,
+  type Transaction,
+} from '@sallyport/shared';
+import { createTestDatabase, eventually } from '@sallyport/shared/testing';
+import { makeFolders, makeKeys, type Apply, type ImportedBatch } from '@sallyport/transfer';
+import { SCOPES, createKey, type Scope } from './api-keys.js';
+import { createRequestApp } from './app.js';
+import type { Config } from './config.js';
+import { MIGRATIONS, foldersOf, makeSecrets, openNetwork, type RequestNetwork } from './network.js';
+
+export const PASSWORD = 'correct horse battery staple';
+
+/** A request network with a database, keys, users and a server of its own; for tests only. */
+export type TestNetwork = RequestNetwork & {
+  url: string;
+  time: { now: Date };
+  /** Ada may query claims; Bob too; Eve is disabled. */
+  users: Record<'ada' | 'bob' | 'eve', TestUser>;
+  /** Calls the API as a user, with JSON in and out. */
+  call(path: string, options?: CallOptions): Promise<TestAnswer>;
+  /** Applies records as an import would. */
+  apply(applies: Apply[], records: IncomingRecord[], batch?: Partial<ImportedBatch>): Promise<void>;
+  /** Puts the waiting records of a stream into a batch in this state. */
+  bindWaiting(state: string): Promise<string>;
+  stop(): Promise<void>;
+};
+export type TestUser = { id: string; login: string; key: string };
+export type TestAnswer = {
+  status: number;
+  headers: Headers;
+  body: Record<string, unknown>;
+  text: string;
+};
+export type CallOptions = {
+  as?: string | null;
+  method?: string;
+  body?: unknown;
+  text?: string;
+  headers?: Record<string, string>;
+  signal?: AbortSignal;
+};
+export type IncomingRecord = {
+  [T in 'result' | 'result.part' | 'request.progress']: {
+    t: T;
+    id: string;
+    d: RecordData<T>;
+  };
+}['result' | 'result.part' | 'request.progress'];
+
+const LIMITS: Limits = {
+  submit_per_minute: 1_000,
+  submit_per_hour: 10_000,
+  submit_per_day: 100_000,
+  read_per_minute: 1_000,
+  warn_percent: 80,
+  ceiling_percent: 110,
+  grace_s: 300,
+  rearm_minute_s: 3_600,
+  rearm_hour_s: 86_400,
+  rearm_day_s: 604_800,
+  open_requests: 10_000,
+  stored_bytes: 1_073_741_824,
+};
+
+/** A query that the test rules allow. */
+export const QUERY = { query: { term: { state: 'open' } }, size: 5 };
+
+/** Opens a network; its clock stands still until a test moves `time.now`. */
+export async function openTestNetwork(): Promise<TestNetwork> {
+  const root = await mkdtemp(join(tmpdir(), 'sallyport-request-'));
+  const test = await createTestDatabase(MIGRATIONS);
+  const config: Config = {
+    DATABASE_URL: test.url,
+    STATE_DIR: root,
+    NODE_NAME: 'red',
+    HTTP_HOST: '127.0.0.1',
+    HTTP_PORT: 0,
+    LOG_LEVEL: 'silent',
+  };
+  const folders = foldersOf(config);
+  await makeFolders(folders);
+  await makeKeys(folders.keys, 'red', 'request');
+  await makeSecrets(folders.keys);
+  const time = { now: new Date() };
+  const users = await seed(test.db, time.now);
+  const log = createLog('test', 'silent');
+  const network = await openNetwork(config, { log, clock: { now: () => time.now } });
+  const server = await startServer(createRequestApp(network), { host: '127.0.0.1', port: 0 });
+  await eventually(() => network.principals.ready());
+  for (const user of Object.values(users)) {
+    user.key = await makeKey(network, user.id, SCOPES);
+  }
+  await test.db('users').where({ login: 'eve' }).update({ disabled: true });
+  return {
+    ...network,
+    url: server.url,
+    time,
+    users,
+    call: (path, options = {}) => call(server.url, path, { as: users.ada.key, ...options }),
+    apply: (applies, records, batch = {}) =>
+      network.db.transaction((tx) => applyRecords(tx, { applies, records, batch }, time.now)),
+    bindWaiting: (state) => bindWaiting(network, state),
+    async stop() {
+      await server.close(100);
+      await network.close();
+      await test.drop();
+      await rm(root, { recursive: true, force: true });
+    },
+  };
+}
+
+/** An API key of a user. */
+export async function makeKey(
+  { db, apiKeySecret, clock }: RequestNetwork,
+  userId: string,
+  scopes: readonly Scope[],
+): Promise<string> {
+  const made = await createKey(db, apiKeySecret, {
+    userId,
+    name: 'test',
+    scopes,
+    expiresAt: null,
+    at: clock.now(),
+  });
+  return made.key;
+}
+
+async function seed(db: RequestNetwork['db'], now: Date): Promise<TestNetwork['users']> {
+  const profileTypeId = newId();
+  const users = {
+    ada: { id: newId(), login: 'ada', key: '' },
+    bob: { id: newId(), login: 'bob', key: '' },
+    eve: { id: newId(), login: 'eve', key: '' },
+  };
+  const priorities: Priority[] = ['low', 'normal', 'urgent'];
+  const verifier = await hashPassword(PASSWORD);
+  await db.transaction(async (tx) => {
+    await storeProfileTypes(
+      tx,
+      [
+        {
+          id: profileTypeId,
+          version: 1,
+          name: 'analysts',
+          description: '',
+          datasets: ['claims'],
+          tier: 'B',
+          priorities,
+          limits: LIMITS,
+          retention_days: 30,
+          disabled: false,
+        },
+      ],
+      now,
+    );
+    const dataset = (name: string) => ({
+      id: newId(),
+      version: 3,
+      epoch: 1,
+      name,
+      title: name,
+      description: '',
+      time_field: null,
+      fields: [
+        { name: 'state', type: 'keyword' as const },
+        { name: 'amount', type: 'long' as const },
+      ],
+      disabled: false,
+    });
+    await storeDatasets(tx, [dataset('claims'), dataset('secrets')], now);
+    for (const { id, login } of Object.values(users)) {
+      const roles = [{ network: 'request' as const, role: 'user' as const }];
+      const user = {
+        id,
+        version: 1,
+        login,
+        profile_type_id: profileTypeId,
+        roles,
+        disabled: false,
+        must_change_password: false,
+        profile_version: 0,
+        display_name: login,
+        email: null,
+        language: null,
+        notices: {},
+      };
+      await storeUsers(tx, [user], now);
+      await storeCredential(tx, { user_id: id, generation: 1, counter: 0, verifier }, now);
+    }
+  });
+  return users;
+}
+
+async function call(url: string, path: string, options: CallOptions): Promise<TestAnswer> {
+  const { as, method, body, text, headers = {}, signal } = options;
+  const content = text ?? (body === undefined ? undefined : JSON.stringify(body));
+  const response = await fetch(`${url}${path}`, {
+    method: method ?? (content === undefined ? 'GET' : 'POST'),
+    headers: {
+      ...(as ? { authorization: `Bearer ${as}` } : {}),
+      ...(content === undefined ? {} : { 'content-type': 'application/json' }),
+      ...headers,
+    },
+    ...(content === undefined ? {} : { body: content }),
+    ...(signal ? { signal } : {}),
+  });
+  const answered = await response.text();
+  const isJson = response.headers.get('content-type')?.includes('json') && !path.includes('result');
+  return {
+    status: response.status,
+    headers: response.headers,
+    body: isJson && answered ? (JSON.parse(answered) as Record<string, unknown>) : {},
+    text: answered,
+  };
+}
+
+async function applyRecords(
+  tx: Transaction,
+  given: { applies: Apply[]; records: IncomingRecord[]; batch: Partial<ImportedBatch> },
+  now: Date,
+): Promise<void> {
+  await tx.raw(`create temporary table if not exists incoming (
+    line integer not null, t text not null, id uuid not null, v integer not null,
+    at timestamptz not null, d jsonb not null, text text, code text, detail text
+  ) on commit delete rows`);
+  const batch: ImportedBatch = {
+    id: newId(),
+    link: 'test',
+    stream: 'results',
+    epoch: 1,
+    seq: 1,
+    kind: 'delta',
+    digest: 'd'.repeat(64),
+    createdAt: now,
+    ...given.batch,
+  };
+  await insertBatch(tx, batch, now);
+  for (const [index, { t, id, d }] of given.records.entries()) {
+    const text = 'text' in d ? d.text : null;
+    const data = 'text' in d ? { ...d, text: null } : d;
+    await tx.raw('insert into incoming values (?, ?, ?, 1, ?, ?::jsonb, ?, null, null)', [
+      index + 1,
+      t,
+      id,
+      now,
+      JSON.stringify(data),
+      text as string,
+    ]);
+  }
+  for (const apply of given.applies) await apply(tx, batch, now);
+  await rows(tx, `select pg_notify('sallyport_imported', ?)`, [batch.stream]);
+}
+
+async function insertBatch(tx: Transaction, batch: ImportedBatch, now: Date): Promise<void> {
+  await insertLink(tx, now);
+  await rows(
+    tx,
+    `insert into inbound_batches (id, link, stream, epoch, seq, digest, prev, kind, state,
+       file_name, file_bytes, records, types, duplicates, created_at, seen_at)
+     select ?, ?, ?, ?, coalesce(max(seq), 0) + 1, ?, '', ?, 'applied', '', 0, 0, '{}', 0, ?, ?
+     from inbound_batches`,
+    [batch.id, batch.link, batch.stream, batch.epoch, batch.digest, batch.kind, now, now],
+  );
+}
+
+async function insertLink(tx: Transaction, now: Date): Promise<void> {
+  await rows(
+    tx,
+    `insert into links (link, far_node, epoch, far_epoch, manifest_no, ack_version, created_at)
+     values ('test', 'blue', 1, 1, 0, 0, ?) on conflict do nothing`,
+    [now],
+  );
+}
+
+async function bindWaiting({ db, clock }: RequestNetwork, state: string): Promise<string> {
+  const id = newId();
+  const now = clock.now();
+  await db.transaction(async (tx) => {
+    await insertLink(tx, now);
+    await rows(
+      tx,
+      `insert into outbound_batches (id, link, stream, epoch, seq, kind, state, build_token,
+         version, records, digest, created_at, sealed_at, acked_at)
+       select ?, 'test', 'requests', 1, coalesce(max(seq), 0) + 1, 'delta', ?, ?, 2, 1, 'abc', ?,
+         ?, ? from outbound_batches`,
+      [id, state, newId(), now, now, state === 'acked' ? now : null],
+    );
+    await rows(
+      tx,
+      `update outbox_records o set batch_id = ?, batch_line = n.n from
+       (select position, row_number() over (order by position) as n from outbox_records
+        where batch_id is null) n where n.position = o.position`,
+      [id],
+    );
+  });
+  await rows(db, `select pg_notify('sallyport_sealed', 'requests')`);
+  return id;
+}
