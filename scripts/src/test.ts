@@ -1,0 +1,94 @@
+import { spawn } from 'node:child_process';
+import { mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { startServices } from './development-services.js';
+
+/**
+ * `npm test`: the gates, then all tests on real services, then the coverage of each package. Options:
+ * `--no-check` leaves the gates out, `--integration` runs only the packages that talk to services and
+ * measures nothing (for another PostgreSQL or Redis), file names run just those.
+ */
+const root = resolve(fileURLToPath(import.meta.url), '../../..');
+const PACKAGES = ['shared', 'transfer', 'request-network', 'response-network'];
+const COVERAGE = { lines: '85', branches: '80' };
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  allowNegative: true,
+  options: { check: { type: 'boolean', default: true }, integration: { type: 'boolean' } },
+});
+process.exitCode = await main();
+
+async function main(): Promise<number> {
+  const whole = !values.integration && positionals.length === 0;
+  if (whole && values.check && (await run('scripts/dist/check.js', [])) !== 0) return 1;
+  const services = await startServices({ elasticsearchHeapMb: 256 });
+  try {
+    const env = {
+      DATABASE_URL: await services.createDatabase('sallyport'),
+      ELASTICSEARCH_URL: services.elasticsearchUrl,
+      ...(services.redisUrl && { TEST_REDIS_URL: services.redisUrl }),
+    };
+    const failed = await run('node_modules/mocha/bin/mocha.js', listTests(), {
+      ...env,
+      ...(whole && { NODE_V8_COVERAGE: emptyFolder('coverage/raw') }),
+    });
+    return failed || (whole ? await checkCoverage() : 0);
+  } finally {
+    await services.stop();
+  }
+}
+
+function listTests(): string[] {
+  if (positionals.length > 0) return positionals;
+  const packages = values.integration ? PACKAGES : [...PACKAGES, 'scripts'];
+  return packages.flatMap((name) =>
+    readdirSync(join(root, name, 'dist'), { recursive: true, encoding: 'utf8' })
+      .filter((file) => file.endsWith('.test.js'))
+      .sort()
+      .map((file) => join(name, 'dist', file)),
+  );
+}
+
+async function checkCoverage(): Promise<number> {
+  let failed = 0;
+  for (const name of PACKAGES) {
+    process.stderr.write(`\ncoverage of ${name}\n`);
+    failed ||= await run('node_modules/c8/bin/c8.js', [
+      'report',
+      '--temp-directory=coverage/raw',
+      `--reports-dir=coverage/${name}`,
+      `--include=${name}/src/**`,
+      '--exclude=**/*.test.ts',
+      '--exclude=**/testing.ts',
+      '--exclude-after-remap',
+      '--reporter=text-summary',
+      '--reporter=text',
+      '--check-coverage',
+      `--lines=${COVERAGE.lines}`,
+      `--branches=${COVERAGE.branches}`,
+    ]);
+  }
+  return failed;
+}
+
+function emptyFolder(name: string): string {
+  const folder = join(root, name);
+  rmSync(folder, { recursive: true, force: true });
+  mkdirSync(folder, { recursive: true });
+  return folder;
+}
+
+async function run(script: string, args: string[], env: NodeJS.ProcessEnv = {}): Promise<number> {
+  const child = spawn(process.execPath, [join(root, script), ...args], {
+    cwd: root,
+    stdio: 'inherit',
+    env: { ...process.env, ...env },
+  });
+  return new Promise((resolveCode, reject) => {
+    child.once('error', reject);
+    child.once('exit', (code) => resolveCode(code ?? 1));
+  });
+}
