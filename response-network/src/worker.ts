@@ -13,6 +13,7 @@ import {
   exportStream,
   exportStreams,
   importBatches,
+  pruneOutbox,
   pruneStore,
   watchInbox,
 } from '@sallyport/transfer';
@@ -109,7 +110,7 @@ export function workersOf(
     housekeeping: async () => {
       const freed = await freeExpiredLeases(db, clock.now());
       const { expired } = await expireRequests(db, clock.now());
-      const pruned = await pruneStore(db, node);
+      const pruned = (await pruneStore(db, node)) + (await pruneOutbox(db, node));
       if (freed + expired + pruned > 0) log.info({ freed, expired, pruned }, 'house kept');
     },
   };

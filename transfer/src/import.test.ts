@@ -19,6 +19,7 @@ import { exportControl, exportStream, sendSnapshot } from './export.js';
 import { importBatches, type ImportReport } from './import.js';
 import { trustCard } from './links.js';
 import { sendRecords, type OutgoingRecord } from './outbox.js';
+import { pruneOutbox, pruneStore } from './store.js';
 import {
   appliedIds,
   carryAll,
@@ -119,6 +120,41 @@ describe('importBatches', () => {
     expect(batch).to.deep.include({ state: 'acked' });
     expect(await readdir(red.folders.outbox)).to.deep.equal([]);
     expect(await readdir(red.folders.store)).to.deep.equal([name]);
+  });
+
+  it('lets old bytes and result rows go some days after their receipt', async () => {
+    const data = {
+      status: 'cancelled' as const,
+      failure: null,
+      media_type: null,
+      bytes: null,
+      sha256: null,
+      parts: 0,
+      text: null,
+      disclosure: null,
+      dataset_version: null,
+      policy_version: null,
+      times: {
+        received_at: '2026-03-01T12:00:00.000Z',
+        started_at: null,
+        finished_at: '2026-03-01T12:00:00.000Z',
+        took_ms: null,
+      },
+    };
+    for (const id of [randomUUID(), randomUUID()]) {
+      await sendRecords(blue.test.db, 'results', [{ type: 'result', id, data }], blue.clock.now());
+      await exportStream(blue.test.db, blue, 'results');
+    }
+    await carryAll(blue, red);
+    await importInto(red);
+    await exportControl(red.test.db, red);
+    await carryAll(red, blue);
+    await importInto(blue);
+    expect(await pruneOutbox(blue.test.db, blue)).to.equal(0);
+    blue.time.now = new Date(blue.time.now.getTime() + 31 * 86_400_000);
+    expect(await pruneOutbox(blue.test.db, blue)).to.equal(2);
+    // The newest of a stream stays.
+    expect(await pruneStore(blue.test.db, blue)).to.equal(1);
   });
 
   it('sends no receipt for a receipt', async () => {
