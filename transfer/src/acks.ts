@@ -33,7 +33,8 @@ export async function makeAck(tx: Transaction, link: string, no: number): Promis
   const told = (share: number) =>
     Object.fromEntries(streams.map((row) => [row.stream, shorten(row, share)]));
   let share = 1;
-  // With many holes in many streams the lists are cut further; what is left out is told next time.
+  // With many holes in many streams the lists are cut further: `more` says so, and the reader takes
+  // nothing for applied beyond the last refusal that it was told.
   while (JSON.stringify(told(share)).length > MAX_ACK_BYTES) share /= 2;
   return { no, incarnation: incarnation?.id ?? '', streams: told(share) };
 }
@@ -54,7 +55,7 @@ function shorten(row: AckRow, share: number): StreamAck {
   const missing = row.missing ?? [];
   const rejected = row.rejected ?? [];
   const ranges = Math.floor(MAX_RANGES * share);
-  const rejections = Math.floor(MAX_REJECTIONS * share);
+  const rejections = Math.max(1, Math.floor(MAX_REJECTIONS * share));
   return {
     epoch: row.epoch,
     contiguous: row.contiguous,
