@@ -243,6 +243,34 @@ describe('execution', () => {
     });
   });
 
+  describe('beside others at work', () => {
+    it('news and old leases wait for nobody who holds a row', async () => {
+      const [held = ''] = await network.arrive(network.request(), network.request());
+      const { db, now } = { db: network.test.db, now: network.time.now };
+      await claimRequests(db, { leaseToken: newId(), limit: 2, served: new Map(), now });
+      const counts = await db.transaction(async (holder) => {
+        await holder('requests').where({ id: held }).forUpdate();
+        return db.transaction(async (tx) => {
+          await tx.raw("set local lock_timeout = '1s'");
+          const later = new Date(now.getTime() + 3_600_000);
+          return [await tellProgress(tx, now), await freeExpiredLeases(tx, later)];
+        });
+      });
+      expect(counts).to.deep.equal([1, 1]);
+    });
+
+    it('a run that fails leaves nothing under its lease', async () => {
+      const ids = await network.arrive(network.request(), network.request());
+      await network.test.db.raw('alter table results rename to results_away');
+      const failure = await run().catch((error: unknown) => error);
+      await network.test.db.raw('alter table results_away rename to results');
+      expect(failure).to.have.property('code', '42P01');
+      for (const id of ids) {
+        expect(await network.state(id)).to.include({ state: 'received', attempts: 1 });
+      }
+    });
+  });
+
   describe('claimRequests', () => {
     it('takes urgent ones first, then shares between users', async () => {
       const ada = Array.from({ length: 30 }, () => network.request());
@@ -344,7 +372,8 @@ describe('execution', () => {
 
     it('starts nothing while answers that are not stored fill the memory', async () => {
       const stored: Promise<number>[] = [];
-      reply = (res) => {
+      reply = (res, req) => {
+        if (req.url?.includes('_msearch')) return void error(429, 'busy')(res);
         const count = network.test.db('results').then((found: unknown[]) => found.length);
         stored.push(count);
         void count.then(() => res.end(ANSWER));
@@ -353,6 +382,75 @@ describe('execution', () => {
       const change = { memoryBytes: ANSWER.length - 1, concurrencyMax: () => 1 };
       expect(await network.executor(elastic, change).run(NEVER)).to.include({ answered: 3 });
       expect(await Promise.all(stored)).to.deep.equal([0, 1, 2]);
+    });
+
+    describe('with several in one call', () => {
+      const group = (res: ServerResponse, answers: string[]) =>
+        res.end(`{"took":1,"responses":[${answers.join(',')}]}`);
+      const arrive = () => network.arrive(network.request(), network.request(), network.request());
+      const statuses = async (ids: string[]) =>
+        Promise.all(ids.map(async (id) => (await network.result(id))?.['status']));
+
+      it('asks again alone for what had no answer, and keeps the others', async () => {
+        const asked: string[] = [];
+        reply = (res, { url = '' }) => {
+          asked.push(url.includes('_msearch') ? 'group' : 'alone');
+          if (url.includes('_msearch')) group(res, [ANSWER, '{"error":{"type":"x"}}', ANSWER]);
+          else error(400, 'parsing_exception')(res);
+        };
+        const ids = await arrive();
+        expect(await network.executor(elastic).run(NEVER)).to.include({ answered: 3, putBack: 0 });
+        expect((await statuses(ids)).toSorted()).to.deep.equal([
+          'delivered',
+          'delivered',
+          'failed',
+        ]);
+        expect(asked).to.deep.equal(['group', 'alone']);
+      });
+
+      it('lets the others have theirs when one is cancelled', async () => {
+        const open: ServerResponse[] = [];
+        reply = (res) => void open.push(res);
+        const requests = [network.request(), network.request(), network.request()];
+        const ids = await network.arrive(...requests);
+        const executor = network.executor(elastic);
+        const running = executor.run(NEVER);
+        await eventually(() => open.length === 1);
+        const [first] = requests;
+        if (!first) throw new Error('no request');
+        const data = { user_id: first.data.user_id, expires_at: first.data.expires_at };
+        await network.apply(applyCancellations, [{ type: 'request.cancel', id: first.id, data }]);
+        await executor.stopCancelled();
+        for (const res of open) group(res, [ANSWER, ANSWER, ANSWER]);
+        expect(await running).to.include({ answered: 3, putBack: 0 });
+        expect(await statuses(ids)).to.deep.equal(['cancelled', 'delivered', 'delivered']);
+      });
+
+      it('gives them all back when the process must end', async () => {
+        let open = 0;
+        reply = (_res, { url = '' }) => void (open += url.includes('_msearch') ? 1 : 0);
+        const ids = await arrive();
+        const stop = new AbortController();
+        const running = network.executor(elastic).run(stop.signal);
+        await eventually(() => open === 1);
+        stop.abort();
+        expect(await running).to.include({ answered: 0, putBack: 3 });
+        for (const id of ids) {
+          expect(await network.state(id)).to.include({ state: 'received', attempts: 0 });
+        }
+      });
+
+      it('asks alone for what is dear', async () => {
+        const asked: string[] = [];
+        reply = (res, { url = '' }) => {
+          asked.push(url);
+          res.end(ANSWER);
+        };
+        const dear = { size: 0, aggs: { codes: { terms: { field: 'code', size: 1_000 } } } };
+        await network.arrive(network.request({}, dear), network.request({}, dear));
+        await network.executor(elastic).run(NEVER);
+        expect(asked).to.have.length(2);
+      });
     });
 
     it('does not start before its time', async () => {

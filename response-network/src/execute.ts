@@ -1,6 +1,7 @@
 import {
   newId,
   POLICY_TABLE,
+  retryDeadlock,
   SallyportError,
   WORKERS,
   type Clock,
@@ -9,16 +10,17 @@ import {
 } from '@sallyport/shared';
 import { readSearchableDatasets, type SearchableDataset } from './dataset-sources.js';
 import type { Elastic } from './elastic/client.js';
-import { searchText, type SearchFault, type SearchOutcome } from './elastic/search.js';
+import { searchGroup, searchText, type SearchFault, type SearchOutcome } from './elastic/search.js';
 import {
   claimRequests,
   freeExpiredLeases,
+  giveUpLease,
   listCancelAsked,
   putBack,
   renewLeases,
   type ClaimedRequest,
 } from './executions.js';
-import { judgeRequest } from './judge.js';
+import { judgeRequest, type Verdict } from './judge.js';
 import { CANCELLED, DEADLINE_TOLERANCE_MS, EXPIRED } from './requests.js';
 import { storeOutcomes, type Outcome } from './results.js';
 
@@ -54,8 +56,11 @@ export type Executor = {
 };
 
 const START_CONCURRENCY = 4;
-const CLAIM_MIN = 16;
+const CLAIM_MIN = 64;
 const CLAIM_MAX = 128;
+/** What costs no more than this is asked for together, up to so many in one call. */
+const CHEAP_COST = 50;
+const GROUP_MAX = 16;
 /** A store waits a moment for company: one commit for many costs little more than for one. */
 const STORE_WAIT_MS = 10;
 const STORE_ENOUGH = 32;
@@ -113,14 +118,22 @@ type RunOptions = ExecutorOptions & {
   served: Map<string, number>;
   concurrency: number;
 };
-type Task = { request: ClaimedRequest; dataset: SearchableDataset | undefined };
+type Task = {
+  request: ClaimedRequest;
+  dataset: SearchableDataset | undefined;
+  verdict: Verdict & { ok: true };
+  /** Had no clean answer in a group. */
+  alone?: true;
+};
+/** One call under way. */
+type Search = { requestIds: string[]; stopper: AbortController };
 
 /** One pass over what waits: claiming, searching and storing overlap, each with its own limit. */
 class Run {
   concurrency: number;
   readonly #options: RunOptions;
   readonly #leaseToken = newId();
-  readonly #searches = new Map<string, AbortController>();
+  readonly #searches = new Set<Search>();
   readonly #cancelled = new Set<string>();
   readonly #report: ExecutionReport = { answered: 0, putBack: 0, more: false };
   readonly #memoryBytes: number;
@@ -149,7 +162,7 @@ class Run {
     const { signal, db, clock, log, runMs = RUN_MS } = this.#options;
     const abort = () => {
       this.stop();
-      for (const search of this.#searches.values()) search.abort();
+      for (const { stopper } of this.#searches) stopper.abort();
     };
     signal.addEventListener('abort', abort);
     if (signal.aborted) abort();
@@ -171,7 +184,13 @@ class Run {
       clearTimeout(timeUp);
       signal.removeEventListener('abort', abort);
     }
-    if (this.#failure !== undefined) throw this.#failure as Error;
+    if (this.#failure !== undefined) {
+      // What was lost with the failure would wait for its lease to run out.
+      await giveUpLease(db, this.#leaseToken).catch((err: unknown) =>
+        log.warn({ err }, 'could not give back what a failed run holds'),
+      );
+      throw this.#failure as Error;
+    }
     return this.#report;
   }
 
@@ -189,7 +208,10 @@ class Run {
   async stopCancelled(): Promise<void> {
     for (const id of await listCancelAsked(this.#options.db, this.#leaseToken)) {
       this.#cancelled.add(id);
-      this.#searches.get(id)?.abort();
+      // A group is short; the others in it are wanted.
+      for (const { requestIds, stopper } of this.#searches) {
+        if (requestIds.length === 1 && requestIds[0] === id) stopper.abort();
+      }
     }
   }
 
@@ -201,11 +223,12 @@ class Run {
       this.#track(this.#claim(), () => (this.#claiming = false));
     }
     while (!this.#stopped && this.#hasRoom()) {
-      const task = this.#waiting.shift();
-      if (!task) break;
-      const stopper = new AbortController();
-      this.#searches.set(task.request.id, stopper);
-      this.#track(this.#execute(task, stopper), () => this.#searches.delete(task.request.id));
+      const tasks = this.#takeNext();
+      if (tasks.length === 0) break;
+      const requestIds = tasks.map(({ request }) => request.id);
+      const search = { requestIds, stopper: new AbortController() };
+      this.#searches.add(search);
+      this.#track(this.#search(tasks, search.stopper), () => this.#searches.delete(search));
     }
     if (!this.#storing && this.#isStoreDue()) {
       this.#storing = true;
@@ -276,37 +299,80 @@ class Run {
     noteServed(served, claimed);
     const names = [...new Set(claimed.map(({ dataset }) => dataset))];
     const datasets = await readSearchableDatasets(db, names);
-    for (const request of claimed) {
-      this.#waiting.push({ request, dataset: datasets.get(request.dataset) });
-    }
+    for (const request of claimed) this.#admit(request, datasets.get(request.dataset));
   }
 
-  async #execute({ request, dataset }: Task, stopper: AbortController): Promise<void> {
-    const { clock, elastic } = this.#options;
-    if (this.#cancelled.has(request.id) || request.cancel_asked_at) {
-      return this.#end(request, CANCELLED);
-    }
-    if (request.expires_at.getTime() + DEADLINE_TOLERANCE_MS < clock.now().getTime()) {
-      return this.#end(request, EXPIRED);
-    }
+  /** Ends what must not be searched, and lets the rest wait for its turn. */
+  #admit(request: ClaimedRequest, dataset: SearchableDataset | undefined): void {
+    if (request.cancel_asked_at) return this.#end(request, CANCELLED);
+    if (this.#isExpired(request)) return this.#end(request, EXPIRED);
     if (request.attempts > ATTEMPTS_MAX) return this.#end(request, TOO_OFTEN);
     const verdict = judgeRequest(request, dataset);
     if (!verdict.ok) return this.#end(request, verdict, dataset);
-    const limits = POLICY_TABLE.tiers[request.tier];
-    const outcome = await searchText(elastic, {
+    this.#waiting.push({ request, dataset, verdict });
+  }
+
+  #isExpired({ expires_at: deadline }: ClaimedRequest): boolean {
+    return deadline.getTime() + DEADLINE_TOLERANCE_MS < this.#options.clock.now().getTime();
+  }
+
+  /** The next one, with what waits behind it and can be asked for in the same call. */
+  #takeNext(): Task[] {
+    const first = this.#waiting.shift();
+    if (!first) return [];
+    const group = [first];
+    if (!isCheap(first)) return group;
+    this.#waiting = this.#waiting.filter((task) => {
+      const joins = group.length < GROUP_MAX && isCheap(task) && isAlike(task, first);
+      if (joins) group.push(task);
+      return !joins;
+    });
+    return group;
+  }
+
+  async #search(tasks: Task[], stopper: AbortController): Promise<void> {
+    const wanted = tasks.filter(({ request }) => {
+      if (this.#cancelled.has(request.id)) this.#end(request, CANCELLED);
+      else if (this.#isExpired(request)) this.#end(request, EXPIRED);
+      else return true;
+      return false;
+    });
+    const [first, ...others] = wanted;
+    if (!first) return;
+    if (others.length === 0) return this.#searchAlone(first, stopper);
+    return this.#searchTogether([first, ...others], stopper);
+  }
+
+  async #searchAlone({ request, dataset, verdict }: Task, stopper: AbortController) {
+    const outcome = await searchText(this.#options.elastic, {
+      ...limitsOf(request),
       index: verdict.indexName,
       body: verdict.body,
       opaqueId: request.id,
       stopper,
-      maxBytes: limits.resultBytes,
       admit: (bytes) => this.#hold(request.id, bytes),
-      timeouts: {
-        searchMs: limits.searchTimeoutMs,
-        socketMs: limits.socketTimeoutMs,
-        cancelMs: limits.cancelTimeoutMs,
-      },
     });
     await this.#settle(request, dataset, outcome);
+  }
+
+  async #searchTogether(tasks: [Task, ...Task[]], stopper: AbortController): Promise<void> {
+    const [{ request, verdict }] = tasks;
+    const opaqueId = tasks.map((task) => task.request.id).join(',');
+    const outcomes = await searchGroup(this.#options.elastic, {
+      ...limitsOf(request),
+      index: verdict.indexName,
+      bodies: tasks.map((task) => task.verdict.body),
+      opaqueId,
+      stopper,
+      admit: (bytes) => this.#hold(opaqueId, bytes),
+    });
+    this.#release(opaqueId);
+    for (const [n, task] of tasks.entries()) {
+      const outcome = this.#cancelled.has(task.request.id) ? ABORTED : outcomes[n];
+      if (outcome?.ok) this.#hold(task.request.id, outcome.text.length);
+      if (outcome) await this.#settle(task.request, task.dataset, outcome);
+      else this.#waiting.unshift({ ...task, alone: true });
+    }
   }
 
   async #settle(
@@ -378,7 +444,9 @@ class Run {
     });
     const some = this.#finished.splice(0, count === -1 ? this.#finished.length : count);
     const owner = { leaseToken: this.#leaseToken };
-    this.#report.answered += (await storeOutcomes(this.#options.db, some, owner)).length;
+    const { db } = this.#options;
+    const stored = await retryDeadlock(() => storeOutcomes(db, some, owner));
+    this.#report.answered += stored.length;
     for (const { requestId } of some) this.#release(requestId);
   }
 
@@ -397,6 +465,29 @@ class Run {
   }
 }
 
+function isCheap({ request, verdict, alone }: Task): boolean {
+  return !alone && (request.tier === 'A' || verdict.cost <= CHEAP_COST);
+}
+
+function isAlike(one: Task, other: Task): boolean {
+  return (
+    one.verdict.indexName === other.verdict.indexName && one.request.tier === other.request.tier
+  );
+}
+
+function limitsOf({ tier }: ClaimedRequest) {
+  const limits = POLICY_TABLE.tiers[tier];
+  return {
+    maxBytes: limits.resultBytes,
+    timeouts: {
+      searchMs: limits.searchTimeoutMs,
+      socketMs: limits.socketTimeoutMs,
+      cancelMs: limits.cancelTimeoutMs,
+    },
+  };
+}
+
+const ABORTED = { ok: false, fault: 'aborted', code: 'aborted', detail: '' } as const;
 const STOPPED = {
   status: 'cancelled',
   failure: { class: null, code: 'cancelled', detail: 'It was cancelled while it ran.' },

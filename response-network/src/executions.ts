@@ -73,8 +73,10 @@ export async function claimRequests(
 export async function renewLeases(db: Database, leaseToken: string, now: Date): Promise<void> {
   await rows(
     db,
+    // What is locked is being stored.
     `update requests set lease_until = ?::timestamptz + ${leaseSql('?', '?', '?')}
-     where lease_token = ? and state = 'running'`,
+     where id in (select id from requests where lease_token = ? and state = 'running'
+       for update skip locked)`,
     [now, leaseMs('A'), leaseMs('B'), leaseMs('C'), leaseToken],
   );
 }
@@ -103,13 +105,25 @@ export async function putBack(
   );
 }
 
+/** Gives back all that a run which failed still holds; the attempt counts. */
+export async function giveUpLease(db: Database, leaseToken: string): Promise<void> {
+  await rows(
+    db,
+    `update requests set state = 'received', lease_token = null, lease_until = null,
+       version = version + 1
+     where state = 'running' and lease_token = ?`,
+    [leaseToken],
+  );
+}
+
 /** Frees what processes that died were holding; a search may repeat, an answer cannot. */
 export async function freeExpiredLeases(db: Database, now: Date): Promise<number> {
   const freed = await rows(
     db,
     `update requests set state = 'received', lease_token = null, lease_until = null,
        version = version + 1
-     where state = 'running' and lease_until < ? returning id`,
+     where id in (select id from requests where state = 'running' and lease_until < ?
+       for update skip locked) returning id`,
     [now],
   );
   return freed.length;
@@ -139,16 +153,18 @@ export async function tellProgress(tx: Transaction, now: Date): Promise<number> 
     started_at: Date | null;
   }>(
     tx,
-    `update requests r set told_version = r.version
-     from (
-       (select id from requests where state = 'running' and told_version < version
-        order by id limit ${TOLD_PER_CYCLE})
-       union all
-       (select id from requests
-        where state = 'received' and attempts > 0 and told_version < version
-        order by id limit ${TOLD_PER_CYCLE})
-     ) due
-     where r.id = due.id and r.state in ('received', 'running')
+    // What is locked is being claimed or stored, and waiting for it here could be a deadlock.
+    `with running as (
+       select id from requests where state = 'running' and told_version < version
+       order by id limit ${TOLD_PER_CYCLE} for update skip locked
+     ), waiting as (
+       select id from requests
+       where state = 'received' and attempts > 0 and told_version < version
+       order by id limit ${TOLD_PER_CYCLE} for update skip locked
+     )
+     update requests r set told_version = r.version
+     from (select id from running union all select id from waiting) due
+     where r.id = due.id
      returning r.id, r.version, r.state, r.received_at, r.started_at`,
   );
   const records = news.map(

@@ -12,7 +12,7 @@ import { wrapQuery } from './wrap-query.js';
 
 /** What this network says to a request that came across: the body to search with, or a refusal. */
 export type Verdict =
-  | { ok: true; indexName: string; body: string }
+  | { ok: true; indexName: string; body: string; cost: number }
   | { ok: false; status: 'rejected'; failure: Failure };
 
 const MAX_TEXT = 1_000;
@@ -34,7 +34,7 @@ export function judgeRequest(
     return refuse('tier-forbidden', detail);
   }
   try {
-    const { query } = recheckQuery({
+    const { query, cost } = recheckQuery({
       dataset: {
         id: dataset.id,
         name: dataset.name,
@@ -47,7 +47,7 @@ export function judgeRequest(
       digest: request.query_digest,
       datasetVersion: request.dataset_version,
     });
-    return { ok: true, indexName, body: wrapQuery(query, searchable, request.tier) };
+    return { ok: true, indexName, body: wrapQuery(query, searchable, request.tier), cost };
   } catch (error) {
     if (!(error instanceof SallyportError)) throw error;
     return refuseQuery(error, request, dataset.version);

@@ -54,7 +54,8 @@ export async function applyCancellations(
   const marked = await rows(
     tx,
     `update requests r set cancel_asked_at = ?, version = version + 1
-     where r.state <> 'done' and r.cancel_asked_at is null and ${asked} returning r.id`,
+     where r.state <> 'done' and r.cancel_asked_at is null and r.id in (
+       select r.id from requests r where ${asked} order by r.id for update) returning r.id`,
     [now],
   );
   if (marked.length > 0) await rows(tx, `select pg_notify('sallyport_cancel', '')`);

@@ -158,6 +158,20 @@ export function isConnectionError(error: unknown): boolean {
   );
 }
 
+const DEADLOCK_TRIES = 3;
+
+/** Does one transaction's work again, at most twice, when PostgreSQL ended it to break a deadlock. */
+export async function retryDeadlock<T>(work: () => Promise<T>): Promise<T> {
+  for (let tries = 1; ; tries += 1) {
+    try {
+      return await work();
+    } catch (error) {
+      const { code } = error as { code?: unknown };
+      if (code !== '40P01' || tries === DEADLOCK_TRIES) throw error;
+    }
+  }
+}
+
 /**
  * A failure to reach or enter the database as a failure that its reader can mend; others unchanged.
  * For the edges: command lines and the start of a process.

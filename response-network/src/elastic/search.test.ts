@@ -5,16 +5,19 @@ import { Client } from '@elastic/elasticsearch';
 import { expect } from 'chai';
 import { eventually, requireEnvironment } from '@sallyport/shared/testing';
 import { checkElastic, describeIndex, openElastic, type Elastic } from './client.js';
-import { searchText } from './search.js';
+import { searchGroup, searchText } from './search.js';
 import { makeTestIndex } from './testing.js';
 
 const TIMEOUTS = { searchMs: 20_000, socketMs: 25_000, cancelMs: 30_000 };
 
-describe('searchText', () => {
+describe('search', () => {
   const calls: string[] = [];
   let answer: (res: ServerResponse, url: string) => void;
+  let reads: (body: string) => void = () => undefined;
   let elastic: Elastic;
   const server = createServer((req, res) => {
+    let body = '';
+    req.on('data', (chunk: Buffer) => (body += chunk.toString())).on('end', () => reads(body));
     calls.push(`${req.method} ${req.url} ${req.headers['x-opaque-id'] ?? ''}`.trim());
     res.setHeader('x-elastic-product', 'Elasticsearch');
     res.setHeader('content-type', 'application/json');
@@ -29,7 +32,10 @@ describe('searchText', () => {
     server.closeAllConnections();
     await new Promise((resolve) => server.close(resolve));
   });
-  beforeEach(() => calls.splice(0));
+  beforeEach(() => {
+    calls.splice(0);
+    reads = () => undefined;
+  });
 
   const search = (change = {}) =>
     searchText(elastic, {
@@ -149,6 +155,81 @@ describe('searchText', () => {
       res.write('{"took":', () => res.destroy());
     };
     expect(await search()).to.include({ ok: false, fault: 'unavailable' });
+  });
+
+  describe('searchGroup', () => {
+    const ask = (change = {}) =>
+      searchGroup(elastic, {
+        index: 'claims',
+        bodies: ['{"a":1}', '{"a":2}'],
+        opaqueId: 'r-1,r-2',
+        timeouts: TIMEOUTS,
+        stopper: new AbortController(),
+        maxBytes: 10_000,
+        ...change,
+      });
+    const list = (...texts: string[]) => `{"took":4,"responses":[${texts.join(',')}]}`;
+    const tricky = head(false, 0).replace('"x"', '"]}\\"\\\\","y":["{",[]],"x"');
+
+    it('asks once, and cuts the answers out as they were sent', async () => {
+      let asked = '';
+      reads = (body) => (asked = body);
+      answer = (res) => res.end(list(tricky, head(false, 0)));
+      expect(await ask()).to.deep.equal([
+        { ok: true, text: tricky, tookMs: 3 },
+        { ok: true, text: head(false, 0), tookMs: 3 },
+      ]);
+      const line = '{"allow_partial_search_results":false}';
+      expect(asked).to.equal(`${line}\n{"a":1}\n${line}\n{"a":2}\n`);
+      expect(calls).to.deep.equal([
+        'POST /claims/_msearch?filter_path=-responses.hits.hits._index,-responses.status r-1,r-2',
+      ]);
+    });
+
+    for (const [what, text] of [
+      ['an error', failure('too_many_buckets_exception')],
+      ['no time left', head(true, 0)],
+      ['failed shards', head(false, 1)],
+    ] as const) {
+      it(`leaves out the one with ${what}`, async () => {
+        answer = (res) => res.end(list(text, tricky));
+        expect(await ask()).to.deep.equal([undefined, { ok: true, text: tricky, tookMs: 3 }]);
+      });
+    }
+
+    for (const [what, status, text] of [
+      ['too few answers', 200, list(tricky)],
+      ['too many answers', 200, list(tricky, tricky, tricky)],
+      ['an answer cut short', 200, list(tricky, tricky).slice(0, -3)],
+      ['something after the answers', 200, `${list(tricky, tricky)}x`],
+      ['no list', 200, 'welcome'],
+      ['a refusal of the whole call', 400, failure('parsing_exception')],
+      ['a string without end', 200, '{"took":4,"responses":[{"a":"'],
+    ] as const) {
+      it(`has no answers when there is ${what}`, async () => {
+        answer = (res) => {
+          res.statusCode = status;
+          res.end(text);
+        };
+        expect(await ask()).to.deep.equal([undefined, undefined]);
+      });
+    }
+
+    it('has no answers when together they are above the limit', async () => {
+      answer = (res) => res.end(list(tricky, tricky));
+      expect(await ask({ maxBytes: 200 })).to.deep.equal([undefined, undefined]);
+    });
+
+    it('stops as a whole when its caller does not want it any more', async () => {
+      answer = (res, url) => void (url.includes('_msearch') || res.end('{"nodes":{}}'));
+      const stopper = new AbortController();
+      const searching = ask({ stopper });
+      await eventually(() => calls.length > 0);
+      stopper.abort();
+      const [one, other] = await searching;
+      expect([one, other]).to.deep.equal([one, one]);
+      expect(one).to.include({ ok: false, fault: 'aborted' });
+    });
   });
 
   it('calls nobody at the address unavailable', async () => {

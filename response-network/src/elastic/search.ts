@@ -17,10 +17,20 @@ export type SearchOptions = {
   index: string;
   /** The body as JSON text. */
   body: string;
+} & CallOptions;
+
+/** Searches of one index and one tier, asked together. */
+export type GroupOptions = {
+  index: string;
+  /** The bodies as JSON texts, each without a line end. */
+  bodies: string[];
+} & CallOptions;
+
+type CallOptions = {
   timeouts: SearchTimeouts;
   /** `X-Opaque-Id`: names the search in Elasticsearch's task list and slow log. */
   opaqueId: string;
-  /** Aborted by the caller when the answer is not wanted any more; belongs to this search alone. */
+  /** Aborted by the caller when the answer is not wanted any more; belongs to this call alone. */
   stopper: AbortController;
   maxBytes: number;
   /** Told of every piece that came, in bytes; false when there is no room for it. */
@@ -41,6 +51,9 @@ export type SearchOutcome =
 
 /** What the client sends by itself with its named methods: major versions 8 and 9 answer alike. */
 const MEDIA_TYPE = 'application/vnd.elasticsearch+json; compatible-with=8';
+const LINES_TYPE = 'application/vnd.elasticsearch+x-ndjson; compatible-with=8';
+/** Of a search in a group; the index stands in the path, so that explicit ones may be forbidden. */
+const GROUP_HEADER = '{"allow_partial_search_results":false}\n';
 const MAX_DETAIL = 1_000;
 const TASK_CALL_LIMIT_MS = 5_000;
 const CLUSTER_AWAY = ['master_not_discovered_exception', 'node_closed_exception'];
@@ -54,7 +67,55 @@ const CONTROL = /[\x00-\x08\x0b\x0c\x0e-\x1f]/;
 
 /** Runs one search within its three time limits. Never rejects for what Elasticsearch does. */
 export async function searchText(elastic: Elastic, options: SearchOptions): Promise<SearchOutcome> {
-  const { index, body, timeouts, opaqueId, stopper } = options;
+  const answer = await call(elastic, options, {
+    path: `/${encodeURIComponent(options.index)}/_search`,
+    // Where documents are is this network's own business.
+    querystring: 'allow_partial_search_results=false&filter_path=-hits.hits._index',
+    body: options.body,
+    type: MEDIA_TYPE,
+  });
+  if ('ok' in answer) return answer;
+  const { status, text } = answer;
+  return status === 200 ? judgeAnswer(text) : classifyAnswer(status, text);
+}
+
+/**
+ * Runs small searches in one call, within the time and the bytes of a single one. One that has no
+ * clean answer of its own is undefined, whatever the reason: ask it alone, to learn it. The only
+ * outcome besides is `aborted`, for all of them.
+ */
+export async function searchGroup(
+  elastic: Elastic,
+  options: GroupOptions,
+): Promise<(SearchOutcome | undefined)[]> {
+  const { index, bodies } = options;
+  const answer = await call(elastic, options, {
+    path: `/${encodeURIComponent(index)}/_msearch`,
+    querystring: 'filter_path=-responses.hits.hits._index,-responses.status',
+    body: bodies.map((body) => `${GROUP_HEADER}${body}\n`).join(''),
+    type: LINES_TYPE,
+  });
+  if ('ok' in answer) {
+    const aborted = !answer.ok && answer.fault === 'aborted';
+    return bodies.map(() => (aborted ? answer : undefined));
+  }
+  const texts = answer.status === 200 ? splitResponses(answer.text) : [];
+  if (texts.length !== bodies.length) return bodies.map(() => undefined);
+  return texts.map((text) => {
+    const outcome = judgeAnswer(text);
+    return outcome.ok ? outcome : undefined;
+  });
+}
+
+type Call = { path: string; querystring: string; body: string; type: string };
+
+/** The answer as text, or why there is none. */
+async function call(
+  elastic: Elastic,
+  options: CallOptions,
+  { type, ...params }: Call,
+): Promise<{ status: number; text: string } | SearchOutcome> {
+  const { timeouts, opaqueId, stopper } = options;
   let overdue = false;
   const timer = setTimeout(() => {
     overdue = !stopper.signal.aborted;
@@ -62,18 +123,12 @@ export async function searchText(elastic: Elastic, options: SearchOptions): Prom
   }, timeouts.socketMs);
   try {
     const { statusCode, body: stream } = await elastic.client.transport.request<Readable>(
-      {
-        method: 'POST',
-        path: `/${encodeURIComponent(index)}/_search`,
-        // Where documents are is this network's own business.
-        querystring: 'allow_partial_search_results=false&filter_path=-hits.hits._index',
-        body,
-      },
+      { method: 'POST', ...params },
       {
         meta: true,
         // The client's own limit on sizes ends the process (an error event that nobody can hear).
         asStream: true,
-        headers: { accept: MEDIA_TYPE, 'content-type': MEDIA_TYPE },
+        headers: { accept: MEDIA_TYPE, 'content-type': type },
         maxRetries: 0,
         opaqueId,
         // The signal decides; this one only must not be earlier.
@@ -82,8 +137,7 @@ export async function searchText(elastic: Elastic, options: SearchOptions): Prom
       },
     );
     const text = await readText(stream, options);
-    if (typeof text !== 'string') return text;
-    return statusCode === 200 ? judgeAnswer(text) : classifyAnswer(statusCode ?? 0, text);
+    return typeof text === 'string' ? { status: statusCode ?? 0, text } : text;
   } catch (error) {
     if (!stopper.signal.aborted) return classify(error);
     cancelLater(elastic, opaqueId, Math.max(0, timeouts.cancelMs - timeouts.socketMs));
@@ -97,7 +151,7 @@ export async function searchText(elastic: Elastic, options: SearchOptions): Prom
 /** The whole stream as text, or what it means that it is longer than allowed. */
 async function readText(
   stream: Readable,
-  { maxBytes, admit }: SearchOptions,
+  { maxBytes, admit }: CallOptions,
 ): Promise<string | SearchOutcome> {
   const chunks: Buffer[] = [];
   let bytes = 0;
@@ -110,6 +164,45 @@ async function readText(
     chunks.push(chunk);
   }
   return Buffer.concat(chunks).toString('utf8');
+}
+
+const RESPONSES = /^\{"took":\d+,"responses":\[/;
+
+/** The answers of a group, each cut out as it was written; none when the text is not such a list. */
+function splitResponses(text: string): string[] {
+  const start = RESPONSES.exec(text)?.[0].length;
+  if (start === undefined) return [];
+  const texts: string[] = [];
+  let depth = 0;
+  let from = start;
+  for (let at = start; at < text.length; at += 1) {
+    const character = text.charCodeAt(at);
+    if (character === QUOTE) {
+      at = endOfString(text, at);
+    } else if (character === OPEN || character === OPEN_LIST) {
+      if (depth === 0) from = at;
+      depth += 1;
+    } else if (character === CLOSE || character === CLOSE_LIST) {
+      if (depth === 0) return text.slice(at) === ']}' ? texts : [];
+      depth -= 1;
+      if (depth === 0) texts.push(text.slice(from, at + 1));
+    }
+  }
+  return [];
+}
+
+const [QUOTE, BACKSLASH, OPEN, CLOSE, OPEN_LIST, CLOSE_LIST] = [0x22, 0x5c, 0x7b, 0x7d, 0x5b, 0x5d];
+
+/** Where the quote stands that ends the string which begins at `start`. */
+function endOfString(text: string, start: number): number {
+  let end = start;
+  for (;;) {
+    end = text.indexOf('"', end + 1);
+    if (end === -1) return text.length;
+    let escapes = 0;
+    while (text.charCodeAt(end - 1 - escapes) === BACKSLASH) escapes += 1;
+    if (escapes % 2 === 0) return end;
+  }
 }
 
 function judgeAnswer(text: string): SearchOutcome {
