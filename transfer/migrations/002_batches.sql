@@ -16,6 +16,9 @@ create table links (
   manifest_no bigint not null,
   -- Rises whenever what we would acknowledge of a stream other than control changes.
   ack_version bigint not null,
+  -- The highest ack.no that came from the far side, within its incarnation.
+  far_no bigint not null default 0,
+  far_incarnation uuid,
   created_at timestamptz not null
 );
 
@@ -30,6 +33,27 @@ create table far_keys (
   trusted_at timestamptz not null,
   trusted_by text not null,
   primary key (link, kid)
+);
+
+-- Every key this node has signed with; exactly one is current. Public halves only.
+create table own_keys (
+  kid text primary key,
+  card jsonb not null,
+  state text not null check (state in ('next', 'current', 'retired', 'revoked')),
+  -- Per stream the last number it signed; null while it is current.
+  retire jsonb,
+  made_at timestamptz not null,
+  ended_at timestamptz
+);
+create unique index own_keys_current on own_keys (state) where state in ('next', 'current');
+
+-- Ordered streams that need a snapshot before the far side can go on.
+create table owed_snapshots (
+  link text not null references links,
+  stream text not null,
+  reason text not null,
+  since timestamptz not null,
+  primary key (link, stream)
 );
 
 create table outbound_batches (
@@ -60,6 +84,9 @@ create table outbound_batches (
   created_at timestamptz not null,
   sealed_at timestamptz,
   ready_at timestamptz,
+  -- How often its bytes were put into the outbox, and when last.
+  publications integer not null default 0,
+  published_at timestamptz,
   handed_over_at timestamptz,
   handed_over_by text,
   medium text,
@@ -96,6 +123,8 @@ create table inbound_streams (
   tail_digest text,
   frozen_code text,
   frozen_at timestamptz,
+  -- A jump up to this number was allowed by two people (FAST_FORWARD).
+  jump_allowed_to bigint,
   primary key (link, stream)
 );
 
@@ -120,10 +149,14 @@ create table inbound_batches (
   created_at timestamptz not null,
   seen_at timestamptz not null,
   applied_at timestamptz,
-  archived_at timestamptz,
+  -- ack.no of the first manifest that told its refusal.
+  told_no bigint,
   unique (link, stream, epoch, seq)
 );
 create index inbound_batches_seen on inbound_batches (seen_at);
+create index inbound_batches_rejected on inbound_batches (link, stream, epoch, seq)
+  where state = 'rejected';
+create index inbound_batches_digest on inbound_batches (digest);
 
 -- What the far side said it has of ours. Merged monotonically within one incarnation.
 create table far_acks (
@@ -165,6 +198,42 @@ create table quarantine (
   decided_by text,
   unique (code, digest)
 );
+
+-- Acts that need two different people: asked for by one, decided by another.
+create table approvals (
+  id uuid primary key,
+  act text not null check (act in ('withdraw', 'release', 'jump')),
+  -- What it is about, one text per thing: "requests 1 7" or the id of a quarantined file.
+  subject text not null,
+  details jsonb not null,
+  reason text not null,
+  asked_by text not null,
+  asked_at timestamptz not null,
+  decision text check (decision in ('approved', 'declined')),
+  decided_by text,
+  decided_at timestamptz,
+  check (decision is distinct from 'approved' or decided_by <> asked_by)
+);
+create unique index approvals_open on approvals (act, subject) where decision is null;
+
+-- Who had a batch in hands, when, on what; a batch is named by the digest of its manifest.
+create table custody_events (
+  id uuid primary key,
+  link text not null,
+  stream text not null,
+  epoch integer not null,
+  seq bigint not null,
+  digest text not null,
+  step text not null check (step in ('sealed', 'written', 'read_back', 'handed_over', 'received',
+    'verified', 'applied', 'receipt')),
+  who text not null,
+  at timestamptz not null,
+  medium text,
+  -- This node, the far node (by a control record), or a carrier (by a slip in inbox or outbox).
+  source text not null check (source in ('own', 'far', 'carrier')),
+  recorded_at timestamptz not null
+);
+create index custody_events_digest on custody_events (digest, at);
 
 -- Results of requests nobody here knows: parked, tried again, then dropped with an audit entry.
 create table orphans (
