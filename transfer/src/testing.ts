@@ -16,6 +16,10 @@ import { transferMigrations, trustCard } from './links.js';
 import { foldersIn, makeFolders, type Node, type TransferOptions } from './node.js';
 import type { OutgoingRecord } from './outbox.js';
 
+// What benchmarks and drills take apart that nobody else should.
+export { signManifest } from './manifest.js';
+export { openBody, writeBody } from './body.js';
+
 /** A node of its own with a database, folders and keys; for tests only. */
 export type TestNode = Node & { test: TestDatabase; time: { now: Date }; remove(): Promise<void> };
 
