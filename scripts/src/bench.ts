@@ -4,8 +4,10 @@ import { batchesBenchmark } from './benchmarks/batches.js';
 import { missingRow, type Bench, type Benchmark, type Row } from './benchmarks/benchmark.js';
 import { crossingBenchmark } from './benchmarks/crossing.js';
 import { executionBenchmark } from './benchmarks/execution.js';
+import { filesBenchmark } from './benchmarks/files.js';
 import { firstAnswerBenchmark } from './benchmarks/first-answer.js';
 import { memoryBenchmark } from './benchmarks/memory.js';
+import { smallBatchesBenchmark } from './benchmarks/small-batches.js';
 import { submitBenchmark } from './benchmarks/submit.js';
 import { startServices, type Services } from './development-services.js';
 
@@ -17,6 +19,8 @@ import { startServices, type Services } from './development-services.js';
 const BENCHMARKS: readonly Benchmark[] = [
   submitBenchmark,
   batchesBenchmark,
+  smallBatchesBenchmark,
+  filesBenchmark,
   executionBenchmark,
   crossingBenchmark,
   memoryBenchmark,
@@ -78,12 +82,17 @@ function showTable(rows: Row[]): string {
     `${number(row.value)} ${row.unit}`,
     number(row.baseline),
     row.ratio === null ? '–' : `${row.ratio.toFixed(2)} ×`,
-    row.baseline === null && row.ratio === null && row.value !== null
-      ? `< ${row.target} ${row.unit}`
-      : `≥ ${row.target} ×`,
+    showTarget(row),
     row.ok ? 'ok' : 'MISSED',
   ]);
   return formatTable(['NAME', 'VALUE', 'BASELINE', 'RATIO', 'TARGET', ''], lines);
+}
+
+function showTarget({ value, baseline, ratio, target, unit, ok }: Row): string {
+  if (target === 0) return '–';
+  if (baseline !== null || ratio !== null || value === null) return `≥ ${target} ×`;
+  const least = ok === value >= target;
+  return `${least ? '≥' : '<'} ${target} ${unit}`;
 }
 
 function say(line: string): void {

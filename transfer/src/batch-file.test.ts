@@ -1,5 +1,4 @@
 import { execFile } from 'node:child_process';
-import { createHash } from 'node:crypto';
 import {
   appendFile,
   link,
@@ -73,11 +72,10 @@ describe('batch files', () => {
     return examine(copy);
   }
 
-  it('claims a whole file with its hash, and leaves the source', async () => {
+  it('claims a whole file, and leaves the source', async () => {
     const target = join(pair.folder, 'claimed');
     const { line, manifest } = batch;
-    const { sha256OfFile } = await claimBatch(batch.path, target, { line, manifest });
-    expect(sha256OfFile).to.equal(createHash('sha256').update(bytes).digest('hex'));
+    await claimBatch(batch.path, target, { line, manifest });
     expect(await readFile(target)).to.deep.equal(bytes);
     expect((await stat(target)).mode & 0o777).to.equal(0o600);
     expect(await readFile(batch.path)).to.deep.equal(bytes);

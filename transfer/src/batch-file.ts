@@ -126,21 +126,19 @@ export async function claimBatch(
   source: string,
   target: string,
   header: VerifiedHeader & { mode?: number },
-): Promise<{ sha256OfFile: string }> {
+): Promise<void> {
   const temporary = `${target}.${randomBytes(8).toString('hex')}.tmp`;
   const { file } = await openRegular(source);
   try {
     const copy = await open(temporary, 'wx', header.mode ?? 0o600);
-    let sha256OfFile: string;
     try {
-      sha256OfFile = await hashBatch(file, header, (piece) => writeAll(copy, piece));
+      await hashBatch(file, header, (piece) => writeAll(copy, piece));
       await copy.sync();
     } finally {
       await copy.close();
     }
     await rename(temporary, target);
     await syncDirectory(dirname(target));
-    return { sha256OfFile };
   } catch (error) {
     await rm(temporary, { force: true }).catch(() => undefined);
     throw diskError(error, target);
@@ -158,11 +156,10 @@ export async function verifyBytes(
   path: string,
   header: VerifiedHeader,
   onBytes: (bytes: number) => void = () => undefined,
-): Promise<{ sha256OfFile: string }> {
+): Promise<void> {
   const { file } = await openRegular(path);
   try {
-    const sha256OfFile = await hashBatch(file, header, (piece) => onBytes(piece.length));
-    return { sha256OfFile };
+    await hashBatch(file, header, (piece) => onBytes(piece.length));
   } finally {
     await file.close();
   }
@@ -173,10 +170,9 @@ async function hashBatch(
   file: FileHandle,
   { line, manifest }: VerifiedHeader,
   pass: (piece: Buffer) => Promise<void> | void,
-): Promise<string> {
+): Promise<void> {
   const expected = batchBytes(line, manifest);
   const head = Buffer.concat([line, LF]);
-  const whole = createHash('sha256');
   const body = createHash('sha256');
   let at = 0;
   for await (const piece of readRange(file, 0, expected + 1)) {
@@ -187,7 +183,6 @@ async function hashBatch(
     if (!piece.subarray(0, inHead).equals(head.subarray(at, at + inHead))) {
       throw refuse('HASH_MISMATCH', 'Line 1 changed while the file was read.');
     }
-    whole.update(piece);
     body.update(piece.subarray(inHead));
     at += piece.length;
     await pass(piece);
@@ -198,7 +193,6 @@ async function hashBatch(
   if (body.digest('hex') !== manifest.body.sha256) {
     throw refuse('HASH_MISMATCH', 'The bytes after line 1 are not those that were signed.');
   }
-  return whole.digest('hex');
 }
 
 function firstLine(head: Buffer): Buffer {

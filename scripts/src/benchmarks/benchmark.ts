@@ -8,7 +8,7 @@ export type Row = {
   unit: string;
   baseline: number | null;
   ratio: number | null;
-  /** The least ratio or, in rows without a baseline, what the value must stay below. */
+  /** The least ratio or, in rows without a baseline, the limit of the value; 0: none. */
   target: number;
   ok: boolean;
 };
@@ -66,6 +66,11 @@ export function ratioRow(name: string, unit: string, target: number, pairs: Pair
     target,
     ok: ratio >= target,
   };
+}
+
+/** A row whose value must reach the target. */
+export function floorRow(name: string, unit: string, target: number, value: number): Row {
+  return { ...limitRow(name, unit, target, value), ok: value >= target };
 }
 
 /** A row whose value must stay below the target. */
