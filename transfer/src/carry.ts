@@ -123,16 +123,27 @@ export type CarryEvent =
  */
 export type CarryMemory = Map<string, string>;
 
+/** How a folder is carried. */
+export type CarryOptions = {
+  /** A file that was touched less long ago is left for a later round; 0 unless set. */
+  settleMs?: number;
+  /** Removes a file from `from` once it is whole in `to`. */
+  move?: boolean;
+};
+
 /**
  * Copies every whole batch file in `from` that was not carried before into `to`, the lane that
  * matters most first: checked byte for byte, under a temporary name, synced, renamed. Copies of more
- * than an hour ago that a carrier left unfinished in `to` are removed; nothing else is touched.
+ * than an hour ago that a carrier left unfinished in `to` are removed; nothing else is touched. Of
+ * `to` it needs no more than the names and what has the name of the batch: it may be the near end of
+ * a one-way line.
  * @throws SallyportError WAIT_DISK when `to` is full; system errors of the folders as they come.
  */
 export async function carryOnce(
   from: string,
   to: string,
   memory: CarryMemory,
+  { settleMs = 0, move = false }: CarryOptions = {},
 ): Promise<CarryEvent[]> {
   const names = (await readdir(from)).filter(isBatchFileName).sort(byLane);
   // Also tells at once that the target is missing, when there is nothing to carry yet.
@@ -145,10 +156,12 @@ export async function carryOnce(
     if (!found) continue;
     present.add(name);
     const mark = `${found.size}:${found.mtimeMs}`;
-    if (memory.get(name) === mark) continue;
+    if (memory.get(name) === mark || !isSettled(found, settleMs)) continue;
     const event = await carryFile(name, { from, to, found, there: there.has(name) });
     if (event?.event !== 'waiting' && event?.event !== 'failed') memory.set(name, mark);
     if (event) events.push(event);
+    if (move && (await mayRemove(event, join(to, name))))
+      await rm(join(from, name), { force: true });
   }
   for (const name of memory.keys()) if (!present.has(name)) memory.delete(name);
   return events;
@@ -164,6 +177,8 @@ export async function watchFolders(
   options: {
     intervalMs: number;
     signal: AbortSignal;
+    /** How each round carries. */
+    carry?: CarryOptions;
     /** Keeps the memory across restarts. */
     stateFile?: string;
     onEvent: (event: CarryEvent) => void;
@@ -177,7 +192,7 @@ export async function watchFolders(
     try {
       const before = options.stateFile === undefined ? '' : JSON.stringify([...memory]);
       const again = new Map<string, string>();
-      for (const event of await carryOnce(from, to, memory)) {
+      for (const event of await carryOnce(from, to, memory, options.carry)) {
         const text = JSON.stringify(event);
         if (told.get(event.file) !== text) options.onEvent(event);
         if (event.event === 'waiting' || event.event === 'failed') again.set(event.file, text);
@@ -223,6 +238,18 @@ function pathOf(error: unknown): string | undefined {
 function causeOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   return errorCode(error) === undefined ? error.message : (error.message.split(', ', 1)[0] ?? '');
+}
+
+/** Whether the target has every byte: just copied, or found there and read. */
+async function mayRemove(event: CarryEvent | undefined, target: string): Promise<boolean> {
+  if (event) return event.event === 'carried';
+  return (await verifyBatch(target, undefined)).ok;
+}
+
+/** Neither written nor renamed lately; a clock that is behind the file's does not hold it for ever. */
+function isSettled({ mtimeMs, ctimeMs }: Stats, settleMs: number): boolean {
+  const now = Date.now();
+  return [mtimeMs, ctimeMs].every((time) => Math.abs(now - time) >= settleMs);
 }
 
 type Errand = { from: string; to: string; found: Stats; there: boolean };

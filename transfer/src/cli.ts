@@ -6,12 +6,15 @@ import {
   type CommandOutput,
   type Commands,
   EXIT,
+  formatTable,
   runCommandLine,
   SallyportError,
 } from '@sallyport/shared';
 import { readHeaderLine } from './batch-file.js';
+import { diffBatches } from './batch-diff.js';
 import {
   type CarryEvent,
+  type CarryOptions,
   carryOnce,
   describeTrouble,
   readCards,
@@ -20,6 +23,7 @@ import {
   watchFolders,
 } from './carry.js';
 import { readHeader, type Manifest } from './manifest.js';
+import { mediaCommands } from './media-commands.js';
 import { formatBytes, startProgress } from './progress.js';
 
 const verify: Command = {
@@ -40,18 +44,29 @@ const inspect: Command = {
 };
 
 const watch: Command = {
-  usage: 'watch FROM TO [--once] [--interval MS] [--state FILE]',
+  usage: 'watch FROM TO [--once] [--interval MS] [--settle S] [--keep|--move] [--state FILE]',
   does:
     'Copies whole batch files from one folder (an outbox) to another (the far inbox) until it is ' +
-    'stopped; the source stays as it is. --once makes one round; --interval sets the pause ' +
-    '(1000 ms); --state remembers across restarts what was carried.',
+    'stopped. --once makes one round; --interval sets the pause (1000 ms); --settle leaves files ' +
+    'alone that were touched less than so many seconds ago (0); --keep, the default, leaves the ' +
+    'source as it is, --move removes what was carried; --state remembers across restarts what ' +
+    'was carried.',
   positionals: [2, 2],
-  values: ['interval', 'state'],
-  switches: ['once'],
+  values: ['interval', 'settle', 'state'],
+  switches: ['once', 'keep', 'move'],
   run: runWatch,
 };
 
-const COMMANDS: Commands = { verify, inspect, watch };
+const diff: Command = {
+  usage: 'diff A B',
+  does:
+    'Says in which fields of line 1 two batch files differ: numbers, times, counts of records, ' +
+    'receipts. It checks no signature.',
+  positionals: [2, 2],
+  run: runDiff,
+};
+
+const COMMANDS: Commands = { verify, inspect, diff, ...mediaCommands, watch };
 
 /** The carrier's tool: works with no server and no database. */
 export async function runCarry(argv: string[] = process.argv.slice(2)): Promise<void> {
@@ -147,6 +162,19 @@ function manifestText(
   return lines.join('\n');
 }
 
+async function runDiff({ positionals }: CommandArguments): Promise<CommandOutput> {
+  const [a, b] = positionals as [string, string];
+  const found = await diffBatches(a, b).catch((error: unknown) => {
+    if (error instanceof SallyportError) throw error;
+    throw new SallyportError('not-found', `${a} or ${b} cannot be read.`, { cause: error });
+  });
+  if (found.same) return { text: 'Both are the same batch.', data: found };
+  const show = (value: unknown) =>
+    value === undefined ? '–' : typeof value === 'string' ? value : JSON.stringify(value);
+  const lines = found.fields.map((entry) => [entry.field, show(entry.a), show(entry.b)]);
+  return { text: formatTable(['FIELD', 'A', 'B'], lines), data: found };
+}
+
 function nameOf({ stream, epoch, seq }: Manifest): string {
   return `${stream} ${seq} (epoch ${epoch})`;
 }
@@ -166,12 +194,14 @@ async function runWatch(args: CommandArguments): Promise<CommandOutput | undefin
       next: 'Name the folder to copy from first, then the one to copy to.',
     });
   }
-  if (args.switches.has('once')) return carryRound(from, to);
+  const carry = carryOptions(args);
+  if (args.switches.has('once')) return carryRound(from, to, carry);
   const stop = new AbortController();
   for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => stop.abort());
   await watchFolders(from, to, {
     intervalMs,
     signal: stop.signal,
+    carry,
     ...(args.values['state'] === undefined ? {} : { stateFile: args.values['state'] }),
     onEvent: (event) => print(json ? JSON.stringify(event) : eventText(event)),
     onTrouble: (message) =>
@@ -185,10 +215,21 @@ async function placeOf(path: string): Promise<string> {
   return realpath(path).catch(() => resolve(path));
 }
 
-async function carryRound(from: string, to: string): Promise<CommandOutput> {
+function carryOptions({ values, switches }: CommandArguments): CarryOptions {
+  const settle = values['settle'] ?? '0';
+  if (!/^[0-9]{1,5}$/.test(settle)) {
+    throw new SallyportError('usage', 'The settle time is not a number of 0 to 99999 seconds.');
+  }
+  if (switches.has('keep') && switches.has('move')) {
+    throw new SallyportError('usage', '--keep and --move exclude each other.');
+  }
+  return { settleMs: Number(settle) * 1_000, move: switches.has('move') };
+}
+
+async function carryRound(from: string, to: string, carry: CarryOptions): Promise<CommandOutput> {
   let events: CarryEvent[];
   try {
-    events = await carryOnce(from, to, new Map());
+    events = await carryOnce(from, to, new Map(), carry);
   } catch (error) {
     if (error instanceof SallyportError) throw error;
     throw new Error(describeTrouble(error), { cause: error });

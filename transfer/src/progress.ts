@@ -32,6 +32,7 @@ function showBar(name: string, totalBytes: number): Progress {
 }
 
 function writeLines(name: string, totalBytes: number): Progress {
+  const startedAt = performance.now();
   let done = 0;
   let told = 0;
   return {
@@ -41,7 +42,9 @@ function writeLines(name: string, totalBytes: number): Progress {
       if (reached <= told) return;
       told = reached;
       const size = `${formatBytes(done)} of ${formatBytes(totalBytes)}`;
-      process.stderr.write(`${name}: ${size}\n`);
+      const passedMs = performance.now() - startedAt;
+      const leftS = Math.ceil((passedMs * (totalBytes - done)) / done / 1_000);
+      process.stderr.write(`${name}: ${size}, ${Math.max(0, leftS)} s left\n`);
     },
     stop: () => {},
   };
