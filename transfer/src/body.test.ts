@@ -48,8 +48,8 @@ describe('bodies', () => {
       ...change,
     };
     await writeFile(path, bytes);
-    const { ageIdentity } = pair.response;
-    const code = await codeOfAsync(openBody(path, 0, body, { ageIdentity, target }));
+    const { ageIdentities } = pair.response;
+    const code = await codeOfAsync(openBody(path, 0, body, { ageIdentities, target }));
     if (code !== undefined) expect(await readdir(pair.folder)).not.to.include('opened');
     else await rm(target);
     return code;
@@ -84,8 +84,8 @@ describe('bodies', () => {
           const raw = Buffer.concat(buffers);
           expect(body.rawBytes).to.equal(raw.length);
           await writeFile(path, Buffer.concat([Buffer.alloc(offset, 'x'), stored]));
-          const { ageIdentity } = pair.response;
-          await openBody(path, offset, body, { ageIdentity, target });
+          const { ageIdentities } = pair.response;
+          await openBody(path, offset, body, { ageIdentities, target });
           expect(raw.equals(await readFile(target))).to.equal(true);
         }),
         { numRuns: 40 },
@@ -96,7 +96,7 @@ describe('bodies', () => {
       const { path: file, line, text } = await writeTestBatch(pair, [requestLine(), requestLine()]);
       const body = (await readFile(file)).subarray(line.length + 1);
       const decrypter = new Decrypter();
-      decrypter.addIdentity(pair.response.ageIdentity);
+      decrypter.addIdentity(pair.response.ageIdentities[0] ?? '');
       expect(gunzipSync(await decrypter.decrypt(body)).toString()).to.equal(text);
     });
 
@@ -130,7 +130,10 @@ describe('bodies', () => {
       await writeFile(target, 'mine');
       const writing = writeBody(piecesOf(), { path, enc: 'none', crypt: 'none', recipients: [] });
       const body: Body = { bytes: 4, sha256: '', enc: 'none', rawBytes: 4, crypt: 'none' };
-      const opening = openBody(path, 0, body, { ageIdentity: pair.response.ageIdentity, target });
+      const opening = openBody(path, 0, body, {
+        ageIdentities: pair.response.ageIdentities,
+        target,
+      });
       for (const refused of [writing, opening]) {
         let code = '';
         await refused.catch((error: NodeJS.ErrnoException) => (code = error.code ?? ''));

@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { constants } from 'node:fs';
-import { open, rm } from 'node:fs/promises';
+import { type FileHandle, open, rm } from 'node:fs/promises';
 import { pipeline } from 'node:stream/promises';
 import { ReadableStream } from 'node:stream/web';
 import { crc32, createGzip, createInflateRaw, type InflateRaw } from 'node:zlib';
@@ -47,21 +47,21 @@ export async function openBody(
   path: string,
   offset: number,
   body: Body,
-  options: { ageIdentity: string; target: string },
+  options: { ageIdentities: readonly string[]; target: string },
 ): Promise<void> {
   const source = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW);
   try {
-    const target = await open(options.target, 'wx', 0o600);
+    const target = await openNew(options.target);
     try {
       let pieces: AsyncGenerator<Uint8Array> = exactly(
         readRange(source, offset, offset + body.bytes),
         body.bytes,
       );
-      if (body.crypt === 'age') pieces = decrypt(pieces, options.ageIdentity);
+      if (body.crypt === 'age') pieces = decrypt(pieces, options.ageIdentities);
       if (body.enc === 'gzip') pieces = inflate(pieces);
       for await (const piece of capped(pieces, body.rawBytes)) await writeAll(target, piece);
     } catch (error) {
-      await rm(options.target, { force: true });
+      await rm(options.target, { force: true }).catch(() => undefined);
       throw diskError(error, options.target);
     } finally {
       await target.close();
@@ -77,7 +77,7 @@ async function writeOnce(
 ): Promise<Body> {
   const body: Body = { bytes: 0, sha256: '', enc, rawBytes: 0, crypt };
   const hash = createHash('sha256');
-  const file = await open(path, 'wx', 0o600);
+  const file = await openNew(path);
   try {
     const counted = async function* () {
       for await (const piece of gather(lines)) {
@@ -95,12 +95,18 @@ async function writeOnce(
     }
     await file.sync();
   } catch (error) {
-    await rm(path, { force: true });
+    await rm(path, { force: true }).catch(() => undefined);
     throw diskError(error, path);
   } finally {
     await file.close();
   }
   return { ...body, sha256: hash.digest('hex') };
+}
+
+function openNew(path: string): Promise<FileHandle> {
+  return open(path, 'wx', 0o600).catch((error: unknown) => {
+    throw diskError(error, path);
+  });
 }
 
 /** The same bytes in pieces of at least 256 KiB, but the last. */
@@ -146,10 +152,10 @@ async function* encrypt(
 
 async function* decrypt(
   pieces: AsyncGenerator<Uint8Array>,
-  identity: string,
+  identities: readonly string[],
 ): AsyncGenerator<Uint8Array> {
   const decrypter = new Decrypter();
-  decrypter.addIdentity(identity);
+  for (const identity of identities) decrypter.addIdentity(identity);
   try {
     yield* await decrypter.decrypt(ReadableStream.from(withAgeHeader(pieces)));
   } catch (cause) {

@@ -1,11 +1,15 @@
 import { basename } from 'node:path';
 import { SallyportError, type StreamName } from '@sallyport/shared';
-import { readHeaderLine, type HeaderLine } from './batch-file.js';
+import { checkLength, readHeaderLine, type HeaderLine } from './batch-file.js';
+import type { Card } from './keys.js';
 import type { FarKey, Link } from './links.js';
 import { readHeader, verifyHeader, type Manifest } from './manifest.js';
 import type { Node } from './node.js';
 
 const DAY_MS = 86_400_000;
+
+/** What of a node decides whether a batch is for it. */
+export type Addressee = { name: string; keys: Pick<Node['keys'], 'kid'>; clock: Node['clock'] };
 
 /** A file whose line 1 has been verified: signed by the far side, for us, for this link. */
 export type Candidate = {
@@ -15,6 +19,11 @@ export type Candidate = {
   manifest: Manifest;
   digest: string;
   kid: string;
+  /** The card that the signature was checked by, and the link it is trusted for. */
+  card: Card;
+  link: string;
+  /** When its line 1 was read here. */
+  receivedAt: Date;
 };
 
 /**
@@ -22,9 +31,9 @@ export type Candidate = {
  * @throws SallyportError for every refusal that line 1 alone can earn.
  */
 export async function readCandidate(
-  node: Node,
-  link: Link,
-  keys: Map<string, FarKey>,
+  node: Addressee,
+  link: Pick<Link, 'link'>,
+  keys: ReadonlyMap<string, FarKey>,
   path: string,
 ): Promise<Candidate> {
   const header = await readHeaderLine(path);
@@ -35,6 +44,7 @@ export async function readCandidate(
     });
   }
   const { kid, manifest, digest } = await verifyHeader(header.line, (id) => keys.get(id)?.card);
+  const { card } = keys.get(kid) as FarKey;
   requireAddressedToUs(node, link, manifest);
   if (new Date(manifest.createdAt).getTime() > node.clock.now().getTime() + DAY_MS) {
     throw new SallyportError(
@@ -43,7 +53,9 @@ export async function readCandidate(
       { next: 'Compare the clocks of both networks; it is tried again by itself.' },
     );
   }
-  return { path, file: basename(path), header, manifest, digest, kid };
+  const receivedAt = node.clock.now();
+  const file = basename(path);
+  return { path, file, header, manifest, digest, kid, card, link: link.link, receivedAt };
 }
 
 /**
@@ -51,24 +63,51 @@ export async function readCandidate(
  * @throws SallyportError KEY_REVOKED, KEY_RETIRED.
  */
 export function requireValidKey(
-  { card, retire, revokedAt }: FarKey,
-  { stream, seq }: { stream: StreamName; seq: number },
+  { card, retire, retireEpoch, revokedAt }: FarKey,
+  { stream, epoch, seq }: { stream: StreamName; epoch: number; seq: number },
 ): void {
   if (revokedAt) {
     throw new SallyportError('KEY_REVOKED', `It is signed by ${card.kid}, which was revoked.`, {
       next: 'The stream is frozen: somebody signs with a revoked key. Tell the security officer.',
     });
   }
-  const last = retire?.[stream];
-  if (!retire || (last !== undefined && seq <= last)) return;
+  if (!retire) return;
+  // In the epochs before, it was current all the time; it has no say in any after.
+  const last = epoch === retireEpoch ? (retire[stream] ?? 0) : 0;
+  if (seq <= last || epoch < (retireEpoch ?? 0)) return;
   throw new SallyportError(
     'KEY_RETIRED',
-    `It is signed by ${card.kid}, which may sign ${stream} up to ${last ?? 0} only.`,
+    `It is signed by ${card.kid}, which may sign ${stream} up to ${last} of epoch ${epoch} only.`,
     { next: 'Ask the sender for the batch signed by its current key.' },
   );
 }
 
-function requireAddressedToUs(node: Node, link: Link, manifest: Manifest): void {
+/**
+ * Refuses a batch whose deadline has passed.
+ * @throws SallyportError EXPIRED.
+ */
+export function requireInTime(node: Addressee, { notAfter }: Manifest): void {
+  if (!notAfter || new Date(notAfter) >= node.clock.now()) return;
+  throw new SallyportError('EXPIRED', `It was to be imported by ${notAfter}.`, {
+    next: 'The number is closed and the sender is told; carry sooner, and ask again.',
+  });
+}
+
+/**
+ * Refuses a file that is not as long as its line 1 states.
+ * @throws SallyportError INCOMPLETE, TRAILING_DATA, TOO_BIG.
+ */
+export function requireComplete({ header, manifest }: Candidate): void {
+  if (checkLength(header.size, header.line, manifest) === 'complete') return;
+  const expected = header.line.length + 1 + manifest.body.bytes;
+  throw new SallyportError(
+    'INCOMPLETE',
+    `It has ${header.size} of ${expected} bytes; a copy seems to be under way.`,
+    { next: 'Nothing: it is looked at again, and refused as TRUNCATED once it stops growing.' },
+  );
+}
+
+function requireAddressedToUs(node: Addressee, link: Pick<Link, 'link'>, manifest: Manifest): void {
   if (manifest.to !== node.name) {
     throw new SallyportError(
       'WRONG_DESTINATION',

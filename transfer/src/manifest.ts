@@ -38,6 +38,8 @@ const object = <T extends Record<string, TSchema>>(properties: T) =>
 const perStream = <T extends TSchema>(schema: T) =>
   Type.Partial(
     object(Object.fromEntries(STREAM_NAMES.map((name) => [name, schema])) as Record<StreamName, T>),
+    // Not taken over from the object.
+    { additionalProperties: false },
   );
 const oneOf = <T extends string>(...values: readonly T[]) =>
   Type.Unsafe<T>({ type: 'string', enum: values });
@@ -199,7 +201,7 @@ function readLine(line: Buffer): {
   kid: string;
 } {
   checkLine(line);
-  const jws = parseJson(line, { ...JSON_LIMITS, depth: 4 }) as Record<string, unknown>;
+  const jws = parseStrictly(line, { ...JSON_LIMITS, depth: 4 }) as Record<string, unknown>;
   const extra = Object.keys(jws).find((name) => !MEMBERS.includes(name));
   if (extra !== undefined) {
     throw refuse('BAD_HEADER', `Line 1 has the member ${JSON.stringify(extra)}.`);
@@ -213,8 +215,13 @@ function readLine(line: Buffer): {
   if (!writeLine(checked).equals(line)) {
     throw refuse('BAD_HEADER', 'Line 1 is not written as payload, protected, signature.');
   }
-  const protectedHeader = parseJson(head, JSON_LIMITS);
-  return { jws: checked, payload, ...checkProtectedHeader(protectedHeader) };
+  const protectedHeader = parseStrictly(head);
+  const read = checkProtectedHeader(protectedHeader);
+  // As it is written, not only as it is read: white space, order and escapes too.
+  if (head.toString() !== JSON.stringify({ alg: ALGORITHM, kid: read.kid, typ: TYPE })) {
+    throw refuse('BAD_SIGNATURE', 'The header of the signature is not written as alg, kid, typ.');
+  }
+  return { jws: checked, payload, ...read };
 }
 
 /** Refuses what is no flattened JWS at all, and names the usual ways in which copies go wrong. */
@@ -245,7 +252,7 @@ function checkProtectedHeader(header: unknown): {
 }
 
 function parseManifest(payload: Buffer): Manifest {
-  const value = parseJson(payload, JSON_LIMITS);
+  const value = parseStrictly(payload);
   if (!isObject(value) || value['fmt'] !== 'sallyport-batch') {
     throw refuse('NOT_A_BATCH', 'What is signed is not the manifest of a batch.');
   }
@@ -351,6 +358,16 @@ function checkSender(manifest: Manifest, card: Card): void {
       'KEY_WRONG_ROLE',
       `A key of the ${card.role} network may not sign the stream ${manifest.stream}.`,
     );
+  }
+}
+
+/** As {@link parseJson}, its refusals with what to do next. */
+function parseStrictly(bytes: Uint8Array, limits = JSON_LIMITS): unknown {
+  try {
+    return parseJson(bytes, limits);
+  } catch (cause) {
+    if (!(cause instanceof SallyportError)) throw cause;
+    throw refuse(cause.code, cause.message, { cause });
   }
 }
 

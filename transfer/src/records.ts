@@ -61,7 +61,8 @@ const checkEnvelope = compileSchema(
  * The records of an opened body in groups of about a thousand, every line checked: bytes, JSON,
  * envelope, type, version, schema; at the end also the counts. Apply nothing before the end.
  * @throws SallyportError LINE_TOO_LONG, BAD_UTF8, BAD_JSON, SCHEMA, WAIT_UPGRADE,
- * TOO_MANY_RECORDS, COUNT_MISMATCH; `extra.line` tells where.
+ * TOO_MANY_RECORDS, COUNT_MISMATCH; `extra.line` tells where, `extra.part` is `d` when only the
+ * data of the record is at fault.
  */
 export async function* readRecords(
   path: string,
@@ -127,7 +128,10 @@ function findFault(
     return null;
   } catch (error) {
     if (!(error instanceof SallyportError)) throw error;
-    if (STREAMS[stream].badRecord === 'refuses-batch') throw error;
+    if (STREAMS[stream].badRecord === 'refuses-batch') {
+      const { message, errors } = error;
+      throw new SallyportError('SCHEMA', message, { cause: error, errors, extra: { part: 'd' } });
+    }
     return { code: 'SCHEMA', detail: error.message.slice(0, MAX_DETAIL) };
   }
 }
@@ -163,10 +167,12 @@ function checkCounts(
 async function* readLines(path: string): AsyncGenerator<Iterable<Buffer>, void, void> {
   const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW);
   try {
-    const buffer = Buffer.allocUnsafe(BATCH_LIMITS.lineBytes + READ_BYTES);
+    const { size } = await file.stat();
+    const readBytes = Math.min(READ_BYTES, size + 1);
+    const buffer = Buffer.allocUnsafe(Math.min(BATCH_LIMITS.lineBytes, size) + readBytes);
     let held = 0;
     for (;;) {
-      const { bytesRead } = await file.read(buffer, held, READ_BYTES);
+      const { bytesRead } = await file.read(buffer, held, readBytes);
       if (bytesRead === 0) break;
       const filled = buffer.subarray(0, held + bytesRead);
       const end = filled.lastIndexOf(LF) + 1;
@@ -212,7 +218,7 @@ function atLine(error: unknown, line: number): unknown {
     cause: error,
     next: error.next ?? 'Tell the sender: the batch was signed as it is.',
     errors: error.errors,
-    extra: { line },
+    extra: { ...error.extra, line },
   });
 }
 
