@@ -56,6 +56,15 @@ export const NETWORK_VARIABLES = {
       description: 'name of this node, 1 to 16 of a-z, 0-9 and -; read by init and keys init',
     }),
   ),
+  KEYS_PASSPHRASE_FILE: Type.Optional(
+    text('file with the passphrase of the keys; readable by its owner only'),
+  ),
+  ESCROW_RECIPIENT: Type.Optional(
+    Type.String({
+      pattern: '^age1[02-9ac-hj-np-z]{58}$',
+      description: 'age recipient that can open every encrypted batch made here, too',
+    }),
+  ),
   HTTP_HOST: Type.String({ default: '127.0.0.1', description: 'address to listen on' }),
   LOG_LEVEL: Type.Unsafe<LogLevel>({
     type: 'string',
@@ -73,3 +82,10 @@ export const httpPort = (usual: number) =>
     maximum: 65_535,
     description: 'port to listen on; 0 takes a free one',
   });
+
+/** The account that called sudo, as sudo says it; undefined without sudo. */
+export function sudoAccount(
+  env: Record<string, string | undefined> = process.env,
+): string | undefined {
+  return env['SUDO_USER'] || undefined;
+}

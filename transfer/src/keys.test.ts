@@ -1,9 +1,30 @@
-import { mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import {
+  chmod,
+  cp,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  writeFile,
+} from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { calculateJwkThumbprint } from 'jose';
 import { expect } from 'chai';
-import { cardFingerprint, cardText, deriveLink, loadKeys, makeKeys, parseCard } from './keys.js';
+import { choosePassphrase, locked, unlockBy } from './key-files.js';
+import {
+  cardFingerprint,
+  cardText,
+  deriveLink,
+  loadCard,
+  loadKeys,
+  makeKeys,
+  parseCard,
+} from './keys.js';
+import { adoptNextKeys, changePassphrase, makeNextKeys } from './next-keys.js';
 import { codeOf, codeOfAsync } from './test-codes.js';
 
 describe('keys', () => {
@@ -20,7 +41,7 @@ describe('keys', () => {
       const loaded = await loadKeys(folder);
       expect(loaded.card).to.deep.equal(made.card);
       expect(loaded.signKey.equals(made.signKey)).to.equal(true);
-      expect(loaded.ageIdentity).to.equal(made.ageIdentity);
+      expect(loaded.ageIdentities).to.deep.equal(made.ageIdentities);
       expect((await readdir(folder)).sort()).to.deep.equal(['age.txt', 'card.json', 'sign.jwk']);
       for (const name of ['age.txt', 'sign.jwk']) {
         expect((await stat(join(folder, name))).mode & 0o777).to.equal(0o600);
@@ -95,6 +116,63 @@ describe('keys', () => {
         await writeFile(join(root, 'a', name), mine);
       }
       expect((await loadKeys(join(root, 'a'))).node).to.equal('north');
+    });
+  });
+
+  describe('keys with a passphrase', () => {
+    const passphrase = 'correct horse battery staple';
+    const unlock = () => Promise.resolve(passphrase);
+
+    it('open with it only, and the card without', async () => {
+      const { card } = await makeKeys(root, 'north', 'request', { passphrase });
+      const wrong = () => Promise.resolve('another one entirely');
+      expect(await readFile(join(root, 'sign.jwk'), 'utf8')).not.to.contain('"d"');
+      expect(await readFile(join(root, 'age.txt'), 'utf8')).not.to.contain('AGE-SECRET-KEY');
+      expect(await codeOfAsync(loadKeys(root))).to.equal('keys-locked');
+      expect(await codeOfAsync(loadKeys(root, wrong))).to.equal('passphrase-wrong');
+      expect((await loadKeys(root, unlock)).card).to.deep.equal(card);
+      expect(await loadCard(root)).to.deep.equal(card);
+    });
+
+    it('change it, lose it, and keep it for the next keys', async () => {
+      const made = await makeKeys(root, 'north', 'request');
+      await changePassphrase(root, locked, passphrase);
+      const next = await makeNextKeys(root, made, unlock);
+      const adopted = await adoptNextKeys(root, next.kid, unlock);
+      expect(adopted.kid).to.equal(next.kid);
+      expect(adopted.ageIdentities).to.include(made.ageIdentities[0]);
+      expect(await codeOfAsync(loadKeys(root))).to.equal('keys-locked');
+      await changePassphrase(root, unlock, undefined);
+      expect((await loadKeys(root)).kid).to.equal(next.kid);
+    });
+
+    it('take it from a file that nobody else may read', async () => {
+      const file = join(root, 'passphrase');
+      await writeFile(file, `${passphrase}\n`, { mode: 0o640 });
+      expect(await codeOfAsync(unlockBy(file)())).to.equal('keys-locked');
+      await chmod(file, 0o600);
+      expect(await unlockBy(file)()).to.equal(passphrase);
+      expect(await choosePassphrase(file)).to.equal(passphrase);
+      await writeFile(file, 'short\n');
+      expect(await codeOfAsync(choosePassphrase(file))).to.equal('usage');
+      expect(await codeOfAsync(unlockBy(join(root, 'none'))())).to.equal('keys-locked');
+    });
+  });
+
+  describe('adoptNextKeys', () => {
+    it('is finished by the next who loads the keys', async () => {
+      const made = await makeKeys(root, 'north', 'request');
+      const next = await makeNextKeys(root, made, locked);
+      // Cut off after the first of the files was moved.
+      await cp(join(root, 'next'), join(root, '.swap'), { recursive: true });
+      await rename(join(root, '.swap', 'age.txt'), join(root, 'age.txt'));
+      expect((await loadKeys(root)).kid).to.equal(next.kid);
+    });
+
+    it('leaves the keys alone when no next ones have the kid', async () => {
+      const made = await makeKeys(root, 'north', 'request');
+      await makeNextKeys(root, made, locked);
+      expect((await adoptNextKeys(root, 'another', locked)).kid).to.equal(made.kid);
     });
   });
 

@@ -5,9 +5,15 @@ import {
   type KeyObject,
   randomBytes,
 } from 'node:crypto';
-import { link, mkdir, readdir, readFile, rename, rm, stat, unlink } from 'node:fs/promises';
+import { link, mkdir, readdir, readFile, rename, rm, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import { Encrypter, generateX25519Identity, identityToRecipient } from 'age-encryption';
+import {
+  armor,
+  Decrypter,
+  Encrypter,
+  generateX25519Identity,
+  identityToRecipient,
+} from 'age-encryption';
 import { Type, type Static } from 'typebox';
 import {
   compileSchema,
@@ -19,6 +25,19 @@ import {
   SallyportError,
 } from '@sallyport/shared';
 import { errorCode, syncDirectory, writeFileDurably } from './durable-file.js';
+import {
+  exists,
+  finishSwap,
+  KEY_FILES,
+  type KeyTexts,
+  listRetired,
+  locked,
+  openText,
+  protect,
+  readKeyTexts,
+  RETIRED,
+  type Unlock,
+} from './key-files.js';
 
 /** A node's name as it stands in cards, manifests and file names. */
 export const NodeName = Type.String({ pattern: '^[a-z0-9-]{1,16}$' });
@@ -50,14 +69,17 @@ export type NodeKeys = {
   card: Card;
   /** Ed25519 private key. */
   signKey: KeyObject;
-  /** `AGE-SECRET-KEY-1…` */
-  ageIdentity: string;
+  /** `AGE-SECRET-KEY-1…`: of the current key first, then of former ones, for late batches. */
+  ageIdentities: readonly [string, ...string[]];
 };
 
-/** `sign.jwk` and `age.txt` are secret, `card.json` is public. */
-const KEY_FILES = ['sign.jwk', 'age.txt', 'card.json'] as const;
 /** Holds a complete new set until its files have moved into the keys folder. */
 const NEW_SET = '.new-keys';
+/** What a former key keeps: its age identity, encrypted to the key that came after it. */
+export const FORMER_IDENTITY = 'age.txt.age';
+/** How often files are read again that another process is replacing. */
+const READ_TRIES = 20;
+const READ_AGAIN_MS = 50;
 
 const checkCard = compileSchema(CardSchema);
 const CARD_LIMITS: JsonLimits = {
@@ -73,11 +95,16 @@ const CARD_LIMITS: JsonLimits = {
 };
 
 /**
- * Makes a node's keys in `folder` (made with mode 0700 if absent; the files are 0600). After a crash
- * either none or all of the files are there.
+ * Makes a node's keys in `folder` (made with mode 0700 if absent; the files are 0600), the secret ones
+ * protected when there is a passphrase. After a crash either none or all of the files are there.
  * @throws SallyportError keys-exist when the folder has any of them; usage for a bad node name.
  */
-export async function makeKeys(folder: string, node: string, role: NetworkName): Promise<NodeKeys> {
+export async function makeKeys(
+  folder: string,
+  node: string,
+  role: NetworkName,
+  { passphrase }: { passphrase?: string | undefined } = {},
+): Promise<NodeKeys> {
   if (!/^[a-z0-9-]{1,16}$/.test(node)) {
     throw new SallyportError(
       'usage',
@@ -89,34 +116,68 @@ export async function makeKeys(folder: string, node: string, role: NetworkName):
   for (const name of KEY_FILES) {
     if (await exists(join(folder, name))) throw keysExist(folder, name);
   }
-  const kid = await writeNewSet(folder, node, role);
+  const { kid, texts } = await generateKeys(node, role, passphrase);
+  await writeNewSet(folder, texts);
   await finishNewSet(folder);
-  const keys = await loadKeys(folder);
+  const keys = await loadKeys(folder, () => Promise.resolve(passphrase ?? ''));
   // Somebody else was quicker; the keys in the folder are theirs.
   if (keys.kid !== kid) throw keysExist(folder, 'sign.jwk');
   return keys;
 }
 
 /**
- * Reads the keys that {@link makeKeys} made.
+ * Reads the keys that {@link makeKeys} made, and finishes what a crash left half replaced.
  * @throws SallyportError keys-missing when a file is absent; card-invalid when they do not belong
- * together.
+ * together; keys-locked and passphrase-wrong when they are protected.
  */
-export async function loadKeys(folder: string): Promise<NodeKeys> {
+export async function loadKeys(folder: string, unlock: Unlock = locked): Promise<NodeKeys> {
   await finishNewSet(folder);
-  const [jwk, ageText, cardText] = await Promise.all(
-    KEY_FILES.map((name) => readKeyFile(folder, name)),
-  );
-  const card = parseCard(cardText as string);
-  const signKey = createPrivateKey({ key: JSON.parse(jwk as string), format: 'jwk' });
-  const ageIdentity = /^AGE-SECRET-KEY-1\S+$/m.exec(ageText as string)?.[0] ?? '';
-  const recipient = ageIdentity === '' ? '' : await identityToRecipient(ageIdentity);
-  if (signKey.export({ format: 'jwk' }).x !== card.sign || recipient !== card.age) {
-    throw new SallyportError('card-invalid', `The files in ${folder} do not belong together.`, {
-      next: 'Restore the keys folder as a whole from a backup.',
-    });
+  for (let tries = 1; ; tries += 1) {
+    await finishSwap(folder);
+    try {
+      return await readKeys(folder, unlock);
+    } catch (error) {
+      const mixed = error instanceof SallyportError && error.code === 'card-invalid';
+      if (!mixed || tries === READ_TRIES) throw error;
+      // Another process may be replacing them at this moment.
+      await new Promise((resolve) => setTimeout(resolve, READ_AGAIN_MS));
+    }
   }
-  return { node: card.node, role: card.role, kid: card.kid, card, signKey, ageIdentity };
+}
+
+/**
+ * The card of the keys in a folder; the secret files must be there but are not opened.
+ * @throws SallyportError keys-missing, card-invalid.
+ */
+export async function loadCard(folder: string): Promise<Card> {
+  await finishNewSet(folder);
+  await finishSwap(folder);
+  return parseCard((await readKeyTexts(folder))['card.json']);
+}
+
+/** Makes a new set of keys, its secret texts protected when there is a passphrase. */
+export async function generateKeys(
+  node: string,
+  role: NetworkName,
+  passphrase: string | undefined,
+): Promise<{ kid: string; card: Card; texts: KeyTexts }> {
+  const jwk = generateKeyPairSync('ed25519').privateKey.export({ format: 'jwk' });
+  const sign = jwk.x as string;
+  const kid = thumbprint(sign);
+  const identity = await generateX25519Identity();
+  const age = await identityToRecipient(identity);
+  const card: Card = { v: 1, node, role, kid, sign, age };
+  const kept = async (text: string) =>
+    passphrase === undefined ? text : protect(text, passphrase);
+  return {
+    kid,
+    card,
+    texts: {
+      'sign.jwk': await kept(JSON.stringify({ ...jwk, kid })),
+      'age.txt': await kept(`# public key: ${age}\n${identity}`),
+      'card.json': cardText(card),
+    },
+  };
 }
 
 /**
@@ -185,24 +246,65 @@ function base32(bytes: Uint8Array): string {
   return digits.map((digit) => 'abcdefghijklmnopqrstuvwxyz234567'[parseInt(digit, 2)]).join('');
 }
 
-/** Writes all files into a private folder whose last rename makes them count; returns the kid. */
-async function writeNewSet(folder: string, node: string, role: NetworkName): Promise<string> {
-  const jwk = generateKeyPairSync('ed25519').privateKey.export({ format: 'jwk' });
-  const sign = jwk.x as string;
-  const kid = thumbprint(sign);
-  const identity = await generateX25519Identity();
-  const age = await identityToRecipient(identity);
-  const card: Card = { v: 1, node, role, kid, sign, age };
-  const files: Record<(typeof KEY_FILES)[number], string> = {
-    'sign.jwk': JSON.stringify({ ...jwk, kid }),
-    'age.txt': `# public key: ${age}\n${identity}`,
-    'card.json': cardText(card),
+async function readKeys(folder: string, unlock: Unlock): Promise<NodeKeys> {
+  const texts = await readKeyTexts(folder);
+  const card = parseCard(texts['card.json']);
+  const jwk = await openText(texts['sign.jwk'], unlock);
+  const signKey = createPrivateKey({ key: JSON.parse(jwk), format: 'jwk' });
+  const ageText = await openText(texts['age.txt'], unlock);
+  const identity = /^AGE-SECRET-KEY-1\S+$/m.exec(ageText)?.[0] ?? '';
+  const recipient = identity === '' ? '' : await identityToRecipient(identity);
+  if (signKey.export({ format: 'jwk' }).x !== card.sign || recipient !== card.age) {
+    throw new SallyportError('card-invalid', `The files in ${folder} do not belong together.`, {
+      next: 'Restore the keys folder as a whole from a backup.',
+    });
+  }
+  const former = await readFormerIdentities(folder, identity);
+  return {
+    node: card.node,
+    role: card.role,
+    kid: card.kid,
+    card,
+    signKey,
+    ageIdentities: [identity, ...former],
   };
+}
+
+/** Each former identity opens with that of the key after it; one that is damaged ends its branch. */
+async function readFormerIdentities(folder: string, current: string): Promise<string[]> {
+  const found: string[] = [];
+  const decrypter = new Decrypter();
+  decrypter.addIdentity(current);
+  let sealed = await Promise.all(
+    (await listRetired(folder)).map((kid) =>
+      readFile(join(folder, RETIRED, kid, FORMER_IDENTITY)).catch(() => undefined),
+    ),
+  );
+  for (;;) {
+    const opened = await Promise.all(
+      sealed.map(async (file) => {
+        if (!file) return undefined;
+        const armored = file.toString('utf8').trim();
+        return decrypter.decrypt(armor.decode(armored), 'text').catch(() => undefined);
+      }),
+    );
+    const fresh = opened.filter((identity) => identity !== undefined);
+    if (fresh.length === 0) return found;
+    for (const identity of fresh) {
+      decrypter.addIdentity(identity.trim());
+      found.push(identity.trim());
+    }
+    sealed = sealed.filter((_, index) => opened[index] === undefined);
+  }
+}
+
+/** Writes all files into a private folder whose last rename makes them count. */
+async function writeNewSet(folder: string, texts: KeyTexts): Promise<void> {
   const temporary = join(folder, `${NEW_SET}-${randomBytes(8).toString('hex')}`);
   await mkdir(temporary, { mode: 0o700 });
   try {
     for (const name of KEY_FILES) {
-      await writeFileDurably(join(temporary, name), Buffer.from(`${files[name]}\n`));
+      await writeFileDurably(join(temporary, name), Buffer.from(`${texts[name].trimEnd()}\n`));
     }
     await rename(temporary, join(folder, NEW_SET));
     await syncDirectory(folder);
@@ -212,7 +314,6 @@ async function writeNewSet(folder: string, node: string, role: NetworkName): Pro
       ? keysExist(folder, NEW_SET)
       : error;
   }
-  return kid;
 }
 
 /** Moves a complete new set to its place; a set that is there already is never overwritten. */
@@ -231,25 +332,6 @@ async function finishNewSet(folder: string): Promise<void> {
   for (const name of names) await unlink(join(set, name)).catch(() => undefined);
   await rm(set, { recursive: true, force: true });
   await syncDirectory(folder);
-}
-
-async function readKeyFile(folder: string, name: string): Promise<string> {
-  try {
-    return await readFile(join(folder, name), 'utf8');
-  } catch (error) {
-    if (errorCode(error) !== 'ENOENT') throw error;
-    throw new SallyportError('keys-missing', `There is no ${name} in ${folder}.`, {
-      cause: error,
-      next: 'Make the keys with `keys init --node NAME`, or restore the folder from a backup.',
-    });
-  }
-}
-
-async function exists(path: string): Promise<boolean> {
-  return stat(path).then(
-    () => true,
-    () => false,
-  );
 }
 
 function keysExist(folder: string, name: string): SallyportError {

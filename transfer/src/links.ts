@@ -7,9 +7,10 @@ import {
   type Database,
   type Transaction,
 } from '@sallyport/shared';
-import { cardFingerprint, deriveLink, type Card } from './keys.js';
+import { cardFingerprint, cardText, deriveLink, type Card } from './keys.js';
 import { ZERO_DIGEST } from './manifest.js';
 import type { Node } from './node.js';
+import { insertCurrentKey } from './own-keys.js';
 
 /** The migrations of this package. */
 export const transferMigrations = fileURLToPath(new URL('../migrations/', import.meta.url));
@@ -20,9 +21,11 @@ export type Link = { link: string; farNode: string; epoch: number; farEpoch: num
 /** A key of the far side and what is known of its end. */
 export type FarKey = {
   card: Card;
-  /** Per stream the last number it may sign; null while it is current. */
+  /** Per stream the last number it may sign, in the epoch in which it ended; null while current. */
   retire: Record<string, number> | null;
+  retireEpoch: number | null;
   revokedAt: Date | null;
+  trustedAt: Date;
 };
 
 /** The link of this node, or undefined before trust. */
@@ -35,18 +38,17 @@ export async function findLink(db: Database): Promise<Link | undefined> {
   return row;
 }
 
+/** What became of a card: adopted first, adopted after the current one was revoked, or known. */
+export type Trust = Link & { fresh: boolean; replaced: boolean };
+
 /**
  * Adopts the far side's card: derives the link, binds what waited for trust to it, and opens a cursor
- * for every stream the far side sends. Repeating it changes nothing.
- * @throws SallyportError `card-invalid` for a card of the same role, or of another far side than the
- * one already trusted.
+ * for every stream the far side sends. Repeating it changes nothing. A further card of the same node
+ * is adopted only once its current key is revoked; the link stays.
+ * @throws SallyportError `card-invalid` for a card of the same role, of another far side than the one
+ * already trusted, or of a key that was revoked.
  */
-export async function trustCard(
-  db: Database,
-  node: Node,
-  card: Card,
-  by: string,
-): Promise<Link & { fresh: boolean }> {
+export async function trustCard(db: Database, node: Node, card: Card, by: string): Promise<Trust> {
   if (card.role === node.role) {
     throw new SallyportError(
       'card-invalid',
@@ -54,29 +56,73 @@ export async function trustCard(
       { next: 'Bring the card of the other network.' },
     );
   }
-  const link =
-    node.role === 'request' ? deriveLink(node.keys.card, card) : deriveLink(card, node.keys.card);
   return db.transaction(async (tx) => {
     await tx.raw('select pg_advisory_xact_lock(7215003)');
     const known = await findLink(tx);
-    if (known && known.link !== link) {
-      throw new SallyportError(
-        'card-invalid',
-        `This node already trusts ${known.farNode} (link ${known.link}); the card would make link ${link}.`,
-        { next: 'A changed far side announces its new key itself; check which card you hold.' },
-      );
+    if (known) {
+      const replaced = await replaceKey(tx, node, known, { card, by });
+      return { ...known, fresh: false, replaced };
     }
-    if (known) return { ...known, fresh: false };
+    const link =
+      node.role === 'request' ? deriveLink(node.keys.card, card) : deriveLink(card, node.keys.card);
     await insertLink(tx, node, card, link, by);
-    return { link, farNode: card.node, epoch: 1, farEpoch: 1, fresh: true };
+    return { link, farNode: card.node, epoch: 1, farEpoch: 1, fresh: true, replaced: false };
   });
+}
+
+/** Adds a key of the far side. */
+export async function insertFarKey(
+  tx: Transaction,
+  link: string,
+  card: Card,
+  { by, now }: { by: string; now: Date },
+): Promise<void> {
+  await tx('far_keys').insert({
+    link,
+    kid: card.kid,
+    card: JSON.stringify(card),
+    fingerprint: cardFingerprint(card),
+    trusted_at: now,
+    trusted_by: by,
+  });
+}
+
+async function replaceKey(
+  tx: Transaction,
+  node: Node,
+  { link, farNode }: Link,
+  { card, by }: { card: Card; by: string },
+): Promise<boolean> {
+  const keys = await readFarKeys(tx, link);
+  const same = keys.get(card.kid);
+  if (same?.revokedAt) {
+    throw new SallyportError('card-invalid', `The key ${card.kid} was revoked here.`, {
+      next: 'Bring the card that the far side made afterwards.',
+    });
+  }
+  if (same && cardText(same.card) === cardText(card)) return false;
+  // A retired key signs nothing new: it need not be revoked.
+  const valid = [...keys.values()].some(({ retire, revokedAt }) => !retire && !revokedAt);
+  if (valid || card.node !== farNode) {
+    throw new SallyportError(
+      'card-invalid',
+      `This node already trusts ${farNode} (link ${link}), and not by this card of ${card.node}.`,
+      {
+        next: 'A changed far side announces its new key itself; only where its keys were stolen or lost, revoke them first with keys revoke KID.',
+      },
+    );
+  }
+  await insertFarKey(tx, link, card, { by, now: node.clock.now() });
+  return true;
 }
 
 /** The far side's keys by kid. */
 export async function readFarKeys(db: Database, link: string): Promise<Map<string, FarKey>> {
   const found = await rows<FarKey & { kid: string }>(
     db,
-    `select kid, card, retire, revoked_at as "revokedAt" from far_keys where link = ?`,
+    `select kid, card, retire, retire_epoch as "retireEpoch", revoked_at as "revokedAt",
+       trusted_at as "trustedAt"
+     from far_keys where link = ? order by trusted_at`,
     [link],
   );
   return new Map(found.map(({ kid, ...key }) => [kid, key]));
@@ -113,14 +159,8 @@ async function insertLink(
     ack_version: 0,
     created_at: now,
   });
-  await tx('far_keys').insert({
-    link,
-    kid: card.kid,
-    card: JSON.stringify(card),
-    fingerprint: cardFingerprint(card),
-    trusted_at: now,
-    trusted_by: by,
-  });
+  await insertFarKey(tx, link, card, { by, now });
+  await insertCurrentKey(tx, node.keys.card, now);
   const farRole = NETWORKS.find((role) => role !== node.role) ?? 'request';
   await tx('inbound_streams').insert(
     streamsSentBy(farRole).map((stream) => ({

@@ -1,7 +1,10 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { Clock, Log, NetworkName, StreamName } from '@sallyport/shared';
+import type { Clock, Log, NetworkName, StreamName, Transaction } from '@sallyport/shared';
+import type { Unlock } from './key-files.js';
 import type { NodeKeys } from './keys.js';
+import type { OutgoingRecord } from './outbox.js';
+import type { NetworkRules } from './record-rules.js';
 
 /** Where a node keeps its files. `inbox` and `outbox` may lie elsewhere, the rest is private. */
 export type Folders = {
@@ -25,14 +28,30 @@ export type TransferOptions = {
   keepDays: number;
   /** Free bytes that an import must leave on the disk. */
   reserveBytes: number;
+  /** Hours between two publications of a number that the far side misses. */
+  gapHours(stream: StreamName): number;
+  /** Nothing ever comes back from the far side: what is sent is repeated instead. */
+  oneWay: boolean;
+  /** How often a batch is published over a one-way link. */
+  repeat: number;
+  /** Days over which these publications are spread. */
+  historyDays: number;
+  /** An age recipient that can open every encrypted body besides the far side. */
+  escrow?: string | undefined;
 };
+
+/** How the whole state of each ordered stream is read, for a snapshot that is owed. */
+export type Snapshots = Partial<Record<StreamName, (tx: Transaction) => Promise<OutgoingRecord[]>>>;
 
 /** What the transfer of one node works with; the database handle always comes beside it. */
 export type Node = {
   name: string;
   role: NetworkName;
   folders: Folders;
+  /** As of the last `refreshKeys`: another process may have changed them. */
   keys: NodeKeys;
+  /** Opens protected keys when they are read again. */
+  unlock?: Unlock;
   clock: Clock;
   log: Log;
   /** Who exports: written into manifests. */
@@ -40,6 +59,10 @@ export type Node = {
   /** Software version: written into manifests. */
   build: string;
   options: TransferOptions;
+  /** What the network does about records of its own that the far side will not apply. */
+  network?: NetworkRules;
+  /** Of the ordered streams that this network sends. */
+  snapshots?: Snapshots;
 };
 
 /** The folders under a state directory; nothing is made yet. */

@@ -1,17 +1,34 @@
 import { userInfo } from 'node:os';
-import type { Clock, Log, NetworkName, Settings } from '@sallyport/shared';
+import { Encrypter } from 'age-encryption';
+import {
+  SallyportError,
+  STREAMS,
+  type Clock,
+  type Log,
+  type NetworkName,
+  type Settings,
+  sudoAccount,
+} from '@sallyport/shared';
+import { locked, type Unlock } from './key-files.js';
 import { loadKeys } from './keys.js';
-import type { Folders, Node } from './node.js';
+import type { Folders, Node, Snapshots } from './node.js';
+import type { NetworkRules } from './record-rules.js';
 
-/** Who acts when a person uses a command line: `cli:<account of the operating system>`. */
+/**
+ * Who acts when a person uses a command line: `cli:<account of the operating system>`, behind sudo
+ * the account that called it.
+ */
 export function commandLineActor(): string {
-  return `cli:${userInfo().username}`;
+  const { username, uid } = userInfo();
+  // Anybody else could write what they like into their environment.
+  return `cli:${(uid === 0 && sudoAccount()) || username}`;
 }
 
 /**
  * The node whose keys lie in the folders. It follows `settings`, which is asked each time, so that a
  * changed setting takes effect without a restart.
- * @throws SallyportError `keys-missing` before `keys init`.
+ * @throws SallyportError `keys-missing` before `keys init`, `keys-locked`, `passphrase-wrong`;
+ * `config-invalid` for an escrow recipient that is mistyped.
  */
 export async function openNode(options: {
   role: NetworkName;
@@ -20,14 +37,23 @@ export async function openNode(options: {
   clock: Clock;
   log: Log;
   build: string;
+  network?: NetworkRules;
+  snapshots?: Snapshots;
+  unlock?: Unlock;
+  escrow?: string | undefined;
 }): Promise<Node> {
   const { role, folders, settings, clock, log, build } = options;
-  const keys = await loadKeys(folders.keys);
+  const { unlock = locked, escrow, snapshots, network } = options;
+  if (escrow !== undefined) requireRecipient(escrow);
+  const keys = await loadKeys(folders.keys, unlock);
   return {
     name: keys.node,
     role,
     folders,
     keys,
+    unlock,
+    ...(snapshots && { snapshots }),
+    ...(network && { network }),
     clock,
     log,
     account: userInfo().username,
@@ -43,6 +69,28 @@ export async function openNode(options: {
       get reserveBytes() {
         return settings()['transfer.reserve_bytes'];
       },
+      gapHours: (stream) => settings()[`transfer.gap_hours.p${STREAMS[stream].lane}`],
+      get oneWay() {
+        return settings()['transfer.one_way'];
+      },
+      get repeat() {
+        return settings()['transfer.repeat'];
+      },
+      get historyDays() {
+        return settings()['transfer.history_days'];
+      },
+      escrow,
     },
   };
+}
+
+function requireRecipient(escrow: string): void {
+  try {
+    new Encrypter().addRecipient(escrow);
+  } catch (cause) {
+    throw new SallyportError('config-invalid', 'ESCROW_RECIPIENT is no age recipient.', {
+      cause,
+      next: 'Copy it again: `age-keygen -y KEY-FILE` prints it.',
+    });
+  }
 }
