@@ -10,7 +10,6 @@ import { recallRecord } from '@sallyport/transfer';
 import { KEPT_MS } from './idempotency.js';
 import { notifyChanged } from './network-events.js';
 import { changeStatus } from './requests.js';
-import { damage } from './results.js';
 
 const PAGE = 1_000;
 const HOUR_MS = 3_600_000;
@@ -24,14 +23,13 @@ export async function keepHouse(
 ): Promise<void> {
   const expired = await expireUnsent(db, now);
   const late = await expireWithoutNews(db, now, settings['requests.late_after_hours']);
-  const refused = await failRefused(db, now);
   const keys = await db('idempotency_keys')
     .where('created_at', '<', new Date(now.getTime() - KEPT_MS))
     .delete();
   const orphans = await dropOrphans(db, now);
-  if (expired + late + refused > 0) await notifyChanged(db, 'requests');
-  if (expired + late + refused + orphans + keys === 0) return;
-  log.info({ expired, late, refused, orphans, idempotencyKeys: keys }, 'kept house');
+  if (expired + late > 0) await notifyChanged(db, 'requests');
+  if (expired + late + orphans + keys === 0) return;
+  log.info({ expired, late, orphans, idempotencyKeys: keys }, 'kept house');
 }
 
 /** Requests past their deadline whose record has not left: it is called back. */
@@ -69,26 +67,6 @@ async function expireWithoutNews(db: Database, now: Date, lateAfterHours: number
      insert into request_events (request_id, at, network, event, reason)
      select id, ?, 'request', 'expired', 'no_news' from moved returning request_id`,
     [now, new Date(now.getTime() - lateAfterHours * HOUR_MS), now],
-  );
-  return moved.length;
-}
-
-/** Requests in a batch whose content the far side refused: they will never be read there. */
-async function failRefused(db: Database, now: Date): Promise<number> {
-  const failure = damage('The far side refused the batch that carried the request.');
-  const moved = await rows(
-    db,
-    `with moved as (
-       update requests r set status = 'failed', stage = null, reason_code = null,
-         failure = ?::jsonb || jsonb_build_object('code', coalesce(b.far_code, 'SCHEMA')),
-         version = r.version + 1, finished_at = ?, known_as_of = ?
-       from outbound_batches b join outbox_records o on o.batch_id = b.id
-       where b.state = 'rejected' and b.far_code is distinct from 'EXPIRED'
-         and o.type = 'request' and r.id = o.record_id and r.${OPEN}
-       returning r.id, b.id as batch_id, b.far_code)
-     insert into request_events (request_id, at, network, event, batch_id, reason)
-     select id, ?, 'request', 'failed', batch_id, far_code from moved returning request_id`,
-    [JSON.stringify(failure), now, now, now],
   );
   return moved.length;
 }

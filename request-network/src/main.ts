@@ -77,6 +77,7 @@ function installation(): Installation<RequestNetwork> {
     migrations: MIGRATIONS,
     folders: foldersOf(config),
     nodeName: config.NODE_NAME,
+    passphraseFile: config.KEYS_PASSPHRASE_FILE,
     log,
     open: () => openNetwork(config, { log }),
     applies: ({ replica }) => requestApplies(replica),

@@ -20,11 +20,13 @@ import {
   foldersIn,
   openNode,
   transferMigrations,
+  unlockBy,
   type Folders,
   type Node,
 } from '@sallyport/transfer';
 import type { Config } from './config.js';
 import { createEstimates, type Estimates } from './estimates.js';
+import { requestRules } from './lost-requests.js';
 import { CHANGED_CHANNEL, IDENTITY_CHANGED } from './network-events.js';
 import { openPrincipals, type Principals } from './principals.js';
 import { openReplica, type Replica } from './replica.js';
@@ -91,7 +93,17 @@ export async function openNetwork(
     const replica = await openReplica(db, log);
     const { settings } = replica;
     const build = VERSION;
-    const node = await openNode({ role: 'request', folders, settings, clock, log, build });
+    const node = await openNode({
+      role: 'request',
+      folders,
+      settings,
+      clock,
+      log,
+      build,
+      network: requestRules,
+      unlock: unlockBy(config.KEYS_PASSPHRASE_FILE),
+      escrow: config.ESCROW_RECIPIENT,
+    });
     const waiters = createWaiters(db, log);
     const forget = () => {
       principals.drop();

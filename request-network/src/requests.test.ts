@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import { rows } from '@sallyport/shared';
 import { eventually } from '@sallyport/shared/testing';
 import { keepHouse } from './housekeeping.js';
+import { failRecords, beforeRequeue } from './lost-requests.js';
 import type { RequestView } from './request-schemas.js';
 import { applyProgress, applyResultParts, applyResults } from './results.js';
 import {
@@ -513,6 +514,24 @@ describe('applyResultParts', () => {
   });
 });
 
+describe('a result that the far side gives up', () => {
+  it('ends as failed, however many of its parts had come', async () => {
+    const { id } = await submit();
+    const sha256 = createHash('sha256').update('ab').digest('hex');
+    await deliver(id, '', { parts: 2, text: null, bytes: 2, sha256 });
+    await network.apply([applyResultParts], [part(id, 0, 'a')]);
+    const failure = { class: 'integrity', code: 'SCHEMA', detail: 'It was refused.' };
+    const failed = { status: 'failed', failure, bytes: null, sha256: null, media_type: null };
+    await deliver(id, null, failed);
+    const view = await read(id);
+    expect(view).to.deep.include({ status: 'failed', failure });
+    expect(view.result).to.include({ partial: false, available: false });
+    await network.apply([applyResultParts], [part(id, 1, 'b')]);
+    expect((await read(id)).status).to.equal('failed');
+    expect(await network.db('result_parts').where({ request_id: id })).to.have.length(0);
+  });
+});
+
 describe('applyProgress', () => {
   const progress = (id: string, version: number, more = {}): IncomingRecord => ({
     t: 'request.progress',
@@ -599,15 +618,6 @@ describe('keepHouse', () => {
     expect((await read(id)).status).to.equal('expired');
   });
 
-  it('fails the requests of a batch whose content the far side refused', async () => {
-    const { id } = await submit();
-    await network.bindWaiting('rejected');
-    await house(network.time.now);
-    const view = await read(id);
-    expect(view.status).to.equal('failed');
-    expect(view.failure).to.include({ class: 'integrity' });
-  });
-
   it('drops orphans after a day with an audit entry, and old idempotency keys', async () => {
     const stranger = '01970000-0000-7000-8000-000000000001';
     await network.apply([applyResults], [result(stranger, '{}')]);
@@ -619,6 +629,70 @@ describe('keepHouse', () => {
     expect(await network.db('orphans')).to.have.length(0);
     expect(await network.db('idempotency_keys')).to.have.length(0);
     expect(await network.db('audit_log').where({ action: 'orphan.drop' })).to.have.length(1);
+  });
+});
+
+describe('requestRules', () => {
+  const lost = (id: string, code: string) =>
+    ({ id, stream: 'requests', epoch: 1, seq: 1, code }) as const;
+  const fail = (batch: string) =>
+    network.db.transaction((tx) => failRecords(tx, lost(batch, 'SCHEMA'), network.time.now));
+  const requeue = async (batch: string, { inTime = false, at = network.time.now } = {}) =>
+    network.db.transaction(async (tx) => {
+      const kept = await beforeRequeue(tx, [batch], { now: at, inTime });
+      const bound = await tx('outbox_records')
+        .where({ batch_id: batch })
+        .whereNotIn('position', kept);
+      await tx('outbox_records')
+        .where({ batch_id: batch })
+        .whereNotIn('position', kept)
+        .update({ batch_id: null, batch_line: null });
+      return (bound as { record_id: string }[]).map((row) => row.record_id);
+    });
+
+  it('fails the requests of a batch whose content the far side refused, but no ended ones', async () => {
+    const [open, ended] = [await submit(), await submit()];
+    const batch = await network.bindWaiting('rejected');
+    await deliver(ended.id, '{}');
+    await fail(batch);
+    const view = await read(open.id);
+    expect(view.status).to.equal('failed');
+    expect(view.failure).to.include({ class: 'integrity', code: 'SCHEMA' });
+    expect(await eventsOf(open.id)).to.include('failed');
+    expect((await read(ended.id)).status).to.equal('delivered');
+  });
+
+  it('shows requests that leave again as submitted, with a version never seen before', async () => {
+    const [open, ended] = [await submit(), await submit()];
+    const batch = await network.bindWaiting('handed_over');
+    await deliver(ended.id, '{}');
+    const before = await read(open.id);
+    expect(await requeue(batch)).to.deep.equal([open.id]);
+    const after = await read(open.id);
+    expect(after).to.include({ status: 'submitted', batch: null });
+    expect(after.version).to.be.greaterThan(before.version);
+    expect(await eventsOf(open.id)).to.include('queued_again');
+    await network.bindWaiting('ready');
+    expect((await read(open.id)).version).to.be.greaterThan(after.version);
+  });
+
+  it('lets only those leave again whose deadline allows, where that is asked', async () => {
+    const [short, long] = [await submit({ ttl_s: 3_600 }), await submit({ ttl_s: 7_200 })];
+    const batch = await network.bindWaiting('rejected');
+    const at = new Date(network.time.now.getTime() + HOUR_MS);
+    expect(await requeue(batch, { inTime: true, at })).to.deep.equal([long.id]);
+    await fail(batch);
+    expect((await read(short.id)).status).to.equal('failed');
+    expect((await read(long.id)).status).to.equal('submitted');
+  });
+
+  it('sends a cancellation again while its request is open', async () => {
+    const { id } = await submit();
+    await network.bindWaiting('acked');
+    await network.call(`/v1/requests/${id}:cancel`, { method: 'POST' });
+    const batch = await network.bindWaiting('ready');
+    expect(await requeue(batch)).to.deep.equal([id]);
+    expect((await read(id)).status).to.equal('cancelling');
   });
 });
 

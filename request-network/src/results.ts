@@ -29,6 +29,7 @@ export async function applyResults(
     batch.digest,
     JSON.stringify(damage('The text of the result does not agree with its length and digest.')),
   ]);
+  await rows(tx, END_INCOMPLETE, { now, batch: batch.id, digest: batch.digest });
   await completeResults(tx, batch, now);
 }
 
@@ -109,6 +110,37 @@ const APPLY_RESULTS = `
     case when s.late then 'late_result' when s.complete then s.status else 'partial_result' end,
     $1, $4, s.failure->>'code'
   from stored s`;
+
+// A part that this side refused never comes again: the far side ends the result instead.
+const END_INCOMPLETE = `
+  with news as (
+    select id, nullif(d->'failure', 'null'::jsonb) as failure from incoming
+    where t = 'result' and code is null and d->>'status' = 'failed'
+      and d->'failure'->>'class' = 'integrity'
+  ), mine as (
+    select r.id, r.status in (${FINAL}) as late, n.failure
+    from news n join requests r on r.id = n.id
+    join results s on s.request_id = r.id and not s.complete for update of r
+  ), ended as (
+    update results s set complete = true, late = m.late, status = 'failed', failure = m.failure,
+      bytes = null, sha256 = null, parts = 0
+    from mine m where s.request_id = m.id
+    returning s.request_id, s.failure, s.late
+  ), dropped as (
+    delete from result_parts p using ended e where p.request_id = e.request_id
+  ), moved as (
+    update requests r set
+      status = case when e.late then r.status else 'failed' end,
+      failure = case when e.late then r.failure else e.failure end,
+      finished_at = case when e.late then r.finished_at else :now end,
+      stage = null, reason_code = null, version = r.version + 1,
+      known_as_of = greatest(r.known_as_of, :now)
+    from ended e where r.id = e.request_id
+  )
+  insert into request_events (request_id, at, network, event, batch_id, digest, reason)
+  select e.request_id, :now, 'request', case when e.late then 'late_result' else 'failed' end,
+    :batch, :digest, e.failure->>'code'
+  from ended e`;
 
 const APPLY_PARTS = `
   with news as (

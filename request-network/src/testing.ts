@@ -246,6 +246,7 @@ async function applyRecords(
     seq: 1,
     kind: 'delta',
     digest: 'd'.repeat(64),
+    kid: 'k'.repeat(43),
     createdAt: now,
     ...given.batch,
   };

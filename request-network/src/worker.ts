@@ -8,10 +8,14 @@ import {
   type WorkerRun,
 } from '@sallyport/shared';
 import {
+  closeSecondOpinion,
   exportControl,
   exportStreams,
   importBatches,
+  pruneCustody,
+  pruneOutbox,
   pruneStore,
+  resendMissing,
   watchInbox,
 } from '@sallyport/transfer';
 import { requestApplies } from './apply.js';
@@ -44,6 +48,7 @@ export async function startRequestWorkers(network: RequestNetwork): Promise<Clos
     async close() {
       watcher.close();
       await running.close();
+      await closeSecondOpinion();
       await queues.close();
     },
   };
@@ -89,11 +94,16 @@ export function requestWorkers(network: RequestNetwork): Partial<Record<WorkerNa
     'import-batches': (signal) => importBatches(db, node, applies, { signal }),
     'export-requests': (signal) =>
       exportStreams(db, node, ['requests.urgent', 'requests'], { signal }),
-    'export-control': () => exportControl(db, node),
+    'export-control': async () => {
+      await exportControl(db, node);
+      await resendMissing(db, node);
+    },
     async housekeeping() {
       const { settings } = await replica.rules();
       await keepHouse(db, { now: clock.now(), settings, log });
       await pruneStore(db, node);
+      await pruneOutbox(db, node);
+      await pruneCustody(db, node);
     },
   };
 }

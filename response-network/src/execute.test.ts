@@ -373,7 +373,10 @@ describe('execution', () => {
     it('starts nothing while answers that are not stored fill the memory', async () => {
       const stored: Promise<number>[] = [];
       reply = (res, req) => {
-        if (req.url?.includes('_msearch')) return void error(429, 'busy')(res);
+        if (req.url?.includes('_msearch')) {
+          error(429, 'busy')(res);
+          return;
+        }
         const count = network.test.db('results').then((found: unknown[]) => found.length);
         stored.push(count);
         void count.then(() => res.end(ANSWER));

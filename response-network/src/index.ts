@@ -4,3 +4,13 @@ export { searchText, type SearchOutcome } from './elastic/search.js';
 export { createExecutor, type Executor } from './execute.js';
 export { runResponseNetwork } from './main.js';
 export { applies, migrations, openNetwork, type ResponseNetwork } from './network.js';
+export { createDataset, type DatasetChange } from './dataset-rules.js';
+export {
+  changeProfileType,
+  createProfileType,
+  type ProfileTypeChange,
+} from './profile-type-rules.js';
+export { changeSetting } from './setting-rules.js';
+export { publishSnapshot } from './snapshots.js';
+export { createUser, disableUser, enableUser, resetPassword } from './user-accounts.js';
+export { workersOf } from './worker.js';

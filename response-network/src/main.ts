@@ -50,6 +50,7 @@ export function installationOf(config: Config): Installation<ResponseNetwork> {
     migrations,
     folders: foldersOf(config),
     nodeName: config.NODE_NAME,
+    passphraseFile: config.KEYS_PASSPHRASE_FILE,
     log,
     open: () => openNetwork(config, { log }),
     applies: () => applies,

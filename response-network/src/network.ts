@@ -1,3 +1,4 @@
+import { userInfo } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import {
   createLog,
@@ -16,13 +17,16 @@ import {
   makeFolders,
   openNode,
   transferMigrations,
+  unlockBy,
   type ApplyTable,
   type Folders,
   type OpenNetwork,
 } from '@sallyport/transfer';
 import type { Config } from './config.js';
 import { openElastic, type Elastic } from './elastic/client.js';
+import { responseRules } from './lost-results.js';
 import { applyCancellations, applyRequests } from './requests.js';
+import { snapshotsBy } from './snapshots.js';
 
 /** Everything a process of this network works with, opened once. */
 export type ResponseNetwork = OpenNetwork & {
@@ -91,6 +95,10 @@ export async function openNetwork(
       clock,
       log,
       build: VERSION,
+      network: responseRules,
+      snapshots: snapshotsBy(clock, userInfo().username),
+      unlock: unlockBy(config.KEYS_PASSPHRASE_FILE),
+      escrow: config.ESCROW_RECIPIENT,
     });
     return {
       config,

@@ -5,10 +5,17 @@ import {
   listProfileTypes,
   listStoredSettings,
   listUsers,
+  type Clock,
   type Database,
   type Transaction,
 } from '@sallyport/shared';
-import { sendSnapshot, type Exported, type Node, type OutgoingRecord } from '@sallyport/transfer';
+import {
+  sendSnapshot,
+  type Exported,
+  type Node,
+  type OutgoingRecord,
+  type Snapshots,
+} from '@sallyport/transfer';
 import { datasetRecord } from './dataset-rules.js';
 import { profileTypeRecord } from './profile-type-rules.js';
 import { settingRecord } from './setting-rules.js';
@@ -25,18 +32,31 @@ export async function publishSnapshot(
   stream: SnapshotStream,
   actor: string,
 ): Promise<Exported> {
-  const collect = stream === 'identity' ? collectIdentity : collectSettings;
-  return sendSnapshot(db, node, stream, async (tx) => {
-    const records = await collect(tx);
-    await appendAudit(tx, {
-      at: node.clock.now(),
-      actor,
-      action: 'snapshot.send',
-      subject: stream,
-      details: { records: records.length },
-    });
-    return records;
-  });
+  return sendSnapshot(db, node, stream, snapshotsBy(node.clock, actor)[stream]);
+}
+
+/** How the snapshots are read; each is noted in the audit log as the actor's. */
+export function snapshotsBy(
+  clock: Clock,
+  actor: string,
+): Required<Pick<Snapshots, SnapshotStream>> {
+  const audited =
+    (stream: SnapshotStream, collect: (tx: Transaction) => Promise<OutgoingRecord[]>) =>
+    async (tx: Transaction) => {
+      const records = await collect(tx);
+      await appendAudit(tx, {
+        at: clock.now(),
+        actor,
+        action: 'snapshot.send',
+        subject: stream,
+        details: { records: records.length },
+      });
+      return records;
+    };
+  return {
+    identity: audited('identity', collectIdentity),
+    settings: audited('settings', collectSettings),
+  };
 }
 
 async function collectIdentity(tx: Transaction): Promise<OutgoingRecord[]> {

@@ -206,6 +206,7 @@ async function applyStaged(
     seq: 1,
     kind: 'delta',
     digest: 'd'.repeat(64),
+    kid: 'k'.repeat(43),
     createdAt: now,
   };
   await apply(tx, batch, now);

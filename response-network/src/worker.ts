@@ -9,12 +9,15 @@ import {
   type WorkerRun,
 } from '@sallyport/shared';
 import {
+  closeSecondOpinion,
   exportControl,
   exportStream,
   exportStreams,
   importBatches,
+  pruneCustody,
   pruneOutbox,
   pruneStore,
+  resendMissing,
   watchInbox,
 } from '@sallyport/transfer';
 import { createExecutor, type Executor } from './execute.js';
@@ -80,6 +83,7 @@ export async function startWork(network: ResponseNetwork): Promise<ClosingStep> 
       await listener.close();
       executor.drain();
       await running.close();
+      await closeSecondOpinion();
       await queues.close();
     },
   };
@@ -106,11 +110,15 @@ export function workersOf(
     'export-control': async () => {
       await db.transaction((tx) => tellProgress(tx, clock.now()));
       await exportControl(db, node);
+      await resendMissing(db, node);
     },
     housekeeping: async () => {
       const freed = await freeExpiredLeases(db, clock.now());
       const { expired } = await expireRequests(db, clock.now());
-      const pruned = (await pruneStore(db, node)) + (await pruneOutbox(db, node));
+      const pruned =
+        (await pruneStore(db, node)) +
+        (await pruneOutbox(db, node)) +
+        (await pruneCustody(db, node));
       if (freed + expired + pruned > 0) log.info({ freed, expired, pruned }, 'house kept');
     },
   };

@@ -1,6 +1,12 @@
 import { parseArgs, type ParseArgsConfig } from 'node:util';
 import { explainDatabaseError } from './database.js';
-import { batchCodeKind, httpProblem, SallyportError, type BatchCode } from './errors.js';
+import {
+  batchCodeKind,
+  httpProblem,
+  SallyportError,
+  type BatchCode,
+  type ErrorCode,
+} from './errors.js';
 
 /** What a command says: `text` to people, `data` to programs (`--json`). */
 export type CommandOutput = {
@@ -71,12 +77,22 @@ export async function runCommandLine(
   }
 }
 
+/** Codes written in small letters that say that bytes are not what they should be. */
+const INTEGRITY_CODES: readonly ErrorCode[] = [
+  'store-ahead',
+  'store-bytes-missing',
+  'medium-bad',
+  'read-back-differs',
+  'index-invalid',
+  'index-mismatch',
+];
+
 /** The exit code that tells what kind of failure it was. */
 export function exitCodeOf(error: unknown): number {
   if (!(error instanceof SallyportError)) return EXIT.other;
   const { code } = error;
   if (code === 'usage' || code === 'config-invalid') return EXIT.usage;
-  if (code === 'store-ahead' || code === 'store-bytes-missing') return EXIT.integrity;
+  if (INTEGRITY_CODES.includes(code)) return EXIT.integrity;
   // The codes of batches are written in capitals.
   if (code === code.toUpperCase()) {
     const kind = batchCodeKind(code as BatchCode);

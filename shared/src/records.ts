@@ -272,9 +272,10 @@ const WithdrawnSchema = object({
   by: Type.Array(text(100, 1), { minItems: 2, maxItems: 2, uniqueItems: true }),
 });
 const KeyChangeSchema = object({
-  change: oneOf('rotate', 'revoke'),
+  /** `restore`: the key stays, the epoch rises because a database was restored. */
+  change: oneOf('rotate', 'revoke', 'restore'),
   kid: text(64, 1),
-  /** The public card that replaces the key; null when nothing does yet. */
+  /** The public card that replaces the key; null when the key stays. */
   card: nullable(FreeObject),
   /** Per stream the last number the old key may sign. */
   retire: Type.Record(Type.String(), Type.Integer({ minimum: 0 })),

@@ -23,6 +23,12 @@ const setting = <Schema extends TSchema>(
   { local = false } = {},
 ): SettingSpec<Schema> => ({ schema, default: value, description, local });
 const whole = (minimum: number, maximum: number) => Type.Integer({ minimum, maximum });
+const gapHours = (lane: number, hours: number, streams: string) =>
+  setting(
+    whole(1, 8_760),
+    hours,
+    `Hours between two publications of a missing batch of lane ${lane} (${streams}).`,
+  );
 const bounds = (minimum: number, maximum: number) =>
   Type.Object(
     { min: whole(minimum, maximum), max: whole(minimum, maximum) },
@@ -54,6 +60,26 @@ const GENERAL = {
     GIB / 4,
     'Bytes of the disk that an import leaves free.',
     { local: true },
+  ),
+  'transfer.gap_hours.p0': gapHours(0, 4, 'control, identity and accounts'),
+  'transfer.gap_hours.p1': gapHours(1, 8, 'requests.urgent and settings'),
+  'transfer.gap_hours.p2': gapHours(2, 24, 'requests and results'),
+  'transfer.gap_hours.p3': gapHours(3, 72, 'results.bulk'),
+  'transfer.one_way': setting(
+    Type.Boolean(),
+    false,
+    'Whether nothing ever comes back from the far side, so that batches are repeated instead.',
+    { local: true },
+  ),
+  'transfer.repeat': setting(
+    whole(1, 10),
+    3,
+    'How often each batch is published over a one-way link.',
+  ),
+  'transfer.history_days': setting(
+    whole(1, 365),
+    7,
+    'Days over which the publications of a batch over a one-way link are spread.',
   ),
   'requests.late_after_hours': setting(
     whole(1, 8_760),

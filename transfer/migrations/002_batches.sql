@@ -27,8 +27,9 @@ create table far_keys (
   kid text not null,
   card jsonb not null,
   fingerprint text not null,
-  -- Per stream the last number this key may sign; null: not retired.
+  -- Per stream the last number this key may sign, in the epoch in which it ended; null: not retired.
   retire jsonb,
+  retire_epoch integer,
   revoked_at timestamptz,
   trusted_at timestamptz not null,
   trusted_by text not null,
@@ -40,7 +41,7 @@ create table own_keys (
   kid text primary key,
   card jsonb not null,
   state text not null check (state in ('next', 'current', 'retired', 'revoked')),
-  -- Per stream the last number it signed; null while it is current.
+  -- Per stream the last number it signs; null until its end was announced.
   retire jsonb,
   made_at timestamptz not null,
   ended_at timestamptz
@@ -91,8 +92,13 @@ create table outbound_batches (
   handed_over_by text,
   medium text,
   acked_at timestamptz,
+  -- When it was acknowledged, refused or written off.
+  closed_at timestamptz,
   unique (link, stream, epoch, seq)
 );
+-- Which of our manifests the far side is known to have read.
+create index outbound_batches_heard on outbound_batches (link, manifest_no) where state = 'acked';
+create index outbound_batches_digest on outbound_batches (digest) where digest is not null;
 create index outbound_batches_open on outbound_batches (stream, seq)
   where state in ('building', 'sealed', 'ready', 'handed_over');
 
@@ -135,7 +141,8 @@ create table inbound_batches (
   epoch integer not null,
   seq bigint not null,
   digest text not null,
-  prev text not null,
+  -- Null while a written-off number has not come.
+  prev text,
   kind text not null,
   state text not null check (
     state in ('waiting', 'applied', 'rejected', 'withdrawn', 'superseded')
@@ -158,6 +165,26 @@ create index inbound_batches_rejected on inbound_batches (link, stream, epoch, s
   where state = 'rejected';
 create index inbound_batches_digest on inbound_batches (digest);
 
+-- Streams that we send and that the far side acknowledges as we never sent them (ACK_FORK): nothing
+-- is sealed in that epoch until a person decides.
+create table outbound_freezes (
+  link text not null references links,
+  stream text not null,
+  epoch integer not null,
+  code text not null,
+  sentence text not null,
+  at timestamptz not null,
+  primary key (link, stream)
+);
+
+-- Those that the far side had before its present one: what they told counts no more.
+create table far_incarnations (
+  link text not null references links,
+  incarnation uuid not null,
+  ended_at timestamptz not null,
+  primary key (link, incarnation)
+);
+
 -- What the far side said it has of ours. Merged monotonically within one incarnation.
 create table far_acks (
   link text not null references links,
@@ -169,6 +196,8 @@ create table far_acks (
   applied int8multirange not null,
   missing jsonb not null,
   rejected jsonb not null,
+  -- SHA-256 of what the acknowledgement with the highest `no` told of the stream.
+  told_digest text,
   updated_at timestamptz not null,
   primary key (link, stream)
 );
@@ -188,7 +217,8 @@ create table inbox_seen (
 create table quarantine (
   id uuid primary key,
   code text not null,
-  digest text not null,
+  -- Of the bytes that were kept; null for what was never opened (a link, a folder, a giant).
+  digest text,
   file_name text not null,
   file_bytes bigint not null,
   report jsonb not null,
@@ -196,8 +226,12 @@ create table quarantine (
   decided_at timestamptz,
   decision text check (decision in ('released', 'rejected')),
   decided_by text,
+  -- Set while a release that two people wanted waits for the next import.
+  release_approval uuid,
   unique (code, digest)
 );
+create unique index quarantine_unopened on quarantine (code, file_name) where digest is null;
+create index quarantine_open on quarantine (created_at) where decided_at is null;
 
 -- Acts that need two different people: asked for by one, decided by another.
 create table approvals (
@@ -212,6 +246,8 @@ create table approvals (
   decision text check (decision in ('approved', 'declined')),
   decided_by text,
   decided_at timestamptz,
+  -- Why it was declined.
+  answer text,
   check (decision is distinct from 'approved' or decided_by <> asked_by)
 );
 create unique index approvals_open on approvals (act, subject) where decision is null;
@@ -233,7 +269,10 @@ create table custody_events (
   source text not null check (source in ('own', 'far', 'carrier')),
   recorded_at timestamptz not null
 );
-create index custody_events_digest on custody_events (digest, at);
+-- Of one step, told by one source about one medium, the first one stays.
+create unique index custody_events_once on custody_events (digest, step, source, medium)
+  nulls not distinct;
+create index custody_events_old on custody_events using brin (recorded_at);
 
 -- Results of requests nobody here knows: parked, tried again, then dropped with an audit entry.
 create table orphans (

@@ -1,5 +1,9 @@
+import { createHash } from 'node:crypto';
 import { SallyportError, rows, type StreamName, type Transaction } from '@sallyport/shared';
+import type { BatchKey } from './custody.js';
 import { ZERO_DIGEST, type Ack, type Tail } from './manifest.js';
+import { multirange, type Range } from './ranges.js';
+import type { LostBatch } from './record-rules.js';
 
 /** Most ranges and rejections told of one stream (spec: batch-format, "Acknowledgement"). */
 const MAX_RANGES = 200;
@@ -7,7 +11,6 @@ const MAX_REJECTIONS = 50;
 /** What an ack may take of line 1, whose limit is 64 KiB of base64url. */
 const MAX_ACK_BYTES = 36 * 1024;
 
-type Range = [first: number, last: number];
 type StreamAck = NonNullable<Ack['streams'][StreamName]>;
 type AckRow = Pick<StreamAck, 'epoch' | 'contiguous' | 'digest'> & {
   stream: StreamName;
@@ -30,13 +33,32 @@ export async function makeAck(tx: Transaction, link: string, no: number): Promis
     ranges: MAX_RANGES + 1,
     rejections: MAX_REJECTIONS + 1,
   });
-  const told = (share: number) =>
+  const shortenAll = (share: number): Ack['streams'] =>
     Object.fromEntries(streams.map((row) => [row.stream, shorten(row, share)]));
   let share = 1;
+  let told = shortenAll(share);
   // With many holes in many streams the lists are cut further: `more` says so, and the reader takes
   // nothing for applied beyond the last refusal that it was told.
-  while (JSON.stringify(told(share)).length > MAX_ACK_BYTES) share /= 2;
-  return { no, incarnation: incarnation?.id ?? '', streams: told(share) };
+  while (JSON.stringify(told).length > MAX_ACK_BYTES) told = shortenAll((share /= 2));
+  await noteTold(tx, link, no, told);
+  return { no, incarnation: incarnation?.id ?? '', streams: told };
+}
+
+/**
+ * Notes since which manifest without a break each refusal has been told, so that it can be left out
+ * once one of these is known to have been applied.
+ */
+async function noteTold(
+  tx: Transaction,
+  link: string,
+  no: number,
+  streams: Ack['streams'],
+): Promise<void> {
+  const listed = Object.entries(streams).flatMap(([stream, { rejected }]) =>
+    rejected.map(({ seq }) => ({ stream, seq })),
+  );
+  if (listed.length === 0) return;
+  await tx.raw(NOTE_TOLD, { link, no, listed: JSON.stringify(listed) });
 }
 
 /** The newest sealed number and digest of every stream we send. */
@@ -67,12 +89,19 @@ function shorten(row: AckRow, share: number): StreamAck {
   };
 }
 
-/** What the import of an acknowledgement changed. */
-export type AckOutcome = { acked: number; alarms: SallyportError[] };
+/** What the import of an acknowledgement changed; `alarms` have the stream in `extra`. */
+export type AckOutcome = {
+  acked: number;
+  /** The batches that are known as applied from now on. */
+  receipts: BatchKey[];
+  refused: (LostBatch & { link: string })[];
+  alarms: SallyportError[];
+};
 
 /**
  * Merges what the far side says it has of ours, and closes the batches it applied or refused. A claim
- * that cannot be true (a digest or a number that we never sealed) changes nothing and is an alarm.
+ * that cannot be true (a digest or a number that we never sealed) changes nothing and is an alarm; one
+ * from before the far side's restore, or about an epoch that we have left, changes nothing.
  */
 export async function mergeAck(
   tx: Transaction,
@@ -80,11 +109,20 @@ export async function mergeAck(
   ack: Ack,
   now: Date,
 ): Promise<AckOutcome> {
-  const outcome: AckOutcome = { acked: 0, alarms: [] };
+  const outcome: AckOutcome = { acked: 0, receipts: [], refused: [], alarms: [] };
+  const epoch = await noteIncarnation(tx, link, ack, now);
+  if (epoch === undefined) return outcome;
+  const repeated = await noteRepeated(tx, link, ack, now);
   for (const [name, told] of Object.entries(ack.streams)) {
-    const alarm = await findFork(tx, link, name, told);
+    const stream = name as StreamName;
+    if (repeated.has(stream)) continue;
+    if (told.epoch < epoch) {
+      await noteOldEpoch(tx, { link, stream, ack, told, now }, epoch);
+      continue;
+    }
+    const alarm = await findFork(tx, link, stream, told);
     if (alarm) outcome.alarms.push(alarm);
-    else outcome.acked += await mergeStream(tx, link, name, ack, told, now);
+    else await mergeStream(tx, { link, stream, ack, told, now }, outcome);
   }
   return outcome;
 }
@@ -100,100 +138,276 @@ export async function mergeTail(tx: Transaction, link: string, tail: Tail): Prom
   }
 }
 
+/**
+ * Finds out whether the far side speaks from its present database.
+ * @returns our sending epoch; undefined when the acknowledgement is from before its restore.
+ */
+async function noteIncarnation(
+  tx: Transaction,
+  link: string,
+  { incarnation, no }: Ack,
+  now: Date,
+): Promise<number | undefined> {
+  const [noted] = await rows<{ epoch: number; before: string | null }>(tx, NOTE_INCARNATION, {
+    link,
+    incarnation,
+    no,
+  });
+  if (!noted) return undefined;
+  if (noted.before !== null && noted.before !== incarnation) {
+    await tx.raw(
+      `insert into far_incarnations (link, incarnation, ended_at) values (?, ?, ?)
+       on conflict do nothing`,
+      [link, noted.before, now],
+    );
+    // What the far side was told before it may have forgotten.
+    await tx.raw(
+      `update inbound_batches set told_no = null where link = ? and state = 'rejected'`,
+      [link],
+    );
+  }
+  return noted.epoch;
+}
+
+/** The streams of which nothing else is told than by the newest acknowledgement merged: most of them. */
+async function noteRepeated(
+  tx: Transaction,
+  link: string,
+  { incarnation, no, streams }: Ack,
+  now: Date,
+): Promise<Set<StreamName>> {
+  const told = Object.entries(streams).map(([stream, one]) => ({ stream, digest: digestOf(one) }));
+  const repeated = await rows<{ stream: StreamName }>(tx, NOTE_REPEATED, {
+    link,
+    incarnation,
+    no,
+    now,
+    told: JSON.stringify(told),
+  });
+  return new Set(repeated.map(({ stream }) => stream));
+}
+
+function digestOf(told: StreamAck): string {
+  return createHash('sha256').update(JSON.stringify(told)).digest('hex');
+}
+
 async function findFork(
   tx: Transaction,
   link: string,
-  stream: string,
+  stream: StreamName,
   told: StreamAck,
 ): Promise<SallyportError | undefined> {
-  const highest = Math.max(told.contiguous, ...told.extra.map(([, last]) => last));
-  const [own] = await rows<{ highest: number | null; digest: string | null }>(
-    tx,
-    `select max(seq) as highest, max(digest) filter (where seq = :contiguous) as digest
-     from outbound_batches
-     where link = :link and stream = :stream and epoch = :epoch and digest is not null`,
-    { link, stream, epoch: told.epoch, contiguous: told.contiguous },
-  );
-  const expected = told.contiguous === 0 ? ZERO_DIGEST : own?.digest;
-  if (highest <= (own?.highest ?? 0) && expected === told.digest) return undefined;
-  const found =
-    expected === told.digest
-      ? `number ${highest}, but ${own?.highest ?? 0} is the last one sealed here`
-      : `digest ${told.digest.slice(0, 12)} for number ${told.contiguous}, which is not ours`;
+  const { epoch, contiguous, rejected } = told;
+  const highest = Math.max(contiguous, ...told.extra.map(([, last]) => last));
+  const [own] = await rows<{
+    current: number;
+    highest: number | null;
+    digest: string | null;
+    foreign: number | null;
+  }>(tx, OWN_NUMBERS, { link, stream, epoch, contiguous, rejected: JSON.stringify(rejected) });
+  const expected = contiguous === 0 ? ZERO_DIGEST : own?.digest;
+  let found: string;
+  if (epoch > (own?.current ?? 0)) {
+    found = `epoch ${epoch}, but we are in epoch ${own?.current ?? 0}`;
+  } else if (expected !== told.digest) {
+    found = `digest ${told.digest.slice(0, 12)} for number ${contiguous}, which is not ours`;
+  } else if (highest > (own?.highest ?? 0)) {
+    found = `number ${highest}, but ${own?.highest ?? 0} is the last one sealed here`;
+  } else if (own?.foreign) {
+    found = `a refusal of number ${own.foreign} with a digest that is not ours`;
+  } else {
+    return undefined;
+  }
   return new SallyportError('ACK_FORK', `The far side acknowledges ${stream}: ${found}.`, {
-    next: 'Nothing was deleted. Find out whether a database was restored on either side.',
+    next: 'Nothing was deleted. If the database of this network was restored, run re-adopt; else ask the far side.',
+    extra: { stream },
   });
 }
+
+/**
+ * The far side has not heard of our epoch yet. Where it had, a restore made it forget: then it has
+ * nothing of this epoch any more, and all of it is published again.
+ */
+async function noteOldEpoch(
+  tx: Transaction,
+  { link, stream, ack, told, now }: Merging,
+  epoch: number,
+): Promise<void> {
+  const key = keyOf(link, stream, ack, told);
+  const forgotten = await rows(
+    tx,
+    `delete from far_acks where link = :link and stream = :stream
+       and incarnation <> :incarnation returning stream`,
+    key,
+  );
+  const nothing = { closed: '{}', refused: '{}', last: Number.MAX_SAFE_INTEGER };
+  if (forgotten.length > 0) await tx.raw(REOPEN, { ...key, epoch, ...nothing });
+  await tx.raw(NOTE_OLD_EPOCH, { ...key, now });
+}
+
+type Merging = { link: string; stream: StreamName; ack: Ack; told: StreamAck; now: Date };
 
 async function mergeStream(
   tx: Transaction,
-  link: string,
-  stream: string,
-  ack: Ack,
-  told: StreamAck,
-  now: Date,
-): Promise<number> {
-  const applied = multirange([
-    ...(told.contiguous > 0 ? [[1, told.contiguous] as Range] : []),
-    ...told.extra,
-  ]);
-  // A new incarnation (a restored far side) or epoch replaces what was told under the old one.
-  await tx.raw(
+  { link, stream, ack, told, now }: Merging,
+  outcome: AckOutcome,
+): Promise<void> {
+  const key = keyOf(link, stream, ack, told);
+  const closed = [...(told.contiguous > 0 ? [[1, told.contiguous] as Range] : []), ...told.extra];
+  // With the list of refusals cut, a number beyond its end may be one that was refused.
+  const last = told.more ? told.rejected.at(-1)?.seq : undefined;
+  const refused = told.rejected.map(({ seq }): Range => [seq, seq]);
+  const [before] = await rows<{ incarnation: string; epoch: number }>(
+    tx,
     `delete from far_acks where link = :link and stream = :stream
-       and (incarnation <> :incarnation or epoch <> :epoch)`,
-    { link, stream, incarnation: ack.incarnation, epoch: told.epoch },
+       and (incarnation <> :incarnation or epoch <> :epoch) returning incarnation, epoch`,
+    key,
   );
-  await tx.raw(MERGE_SQL, {
-    link,
-    stream,
-    incarnation: ack.incarnation,
-    no: ack.no,
-    epoch: told.epoch,
+  const claims = {
+    closed: multirange(closed),
+    refused: multirange(refused),
+    last: last ?? Number.MAX_SAFE_INTEGER,
+  };
+  if (before?.epoch === told.epoch) await tx.raw(REOPEN, { ...key, ...claims });
+  const [known] = await rows<{ applied: string }>(tx, MERGE_SQL, {
+    ...key,
+    ...claims,
     contiguous: told.contiguous,
-    applied,
     missing: JSON.stringify(told.missing),
     rejected: JSON.stringify(told.rejected),
+    told: digestOf(told),
     now,
   });
-  for (const refusal of told.rejected) {
-    await tx.raw(
-      `update outbound_batches set state = 'rejected', far_code = :code, version = version + 1
-       where link = :link and stream = :stream and epoch = :epoch and seq = :seq
-         and digest = :digest and state in ('sealed', 'ready', 'handed_over')`,
-      { link, stream, epoch: told.epoch, ...refusal },
-    );
+  if (told.rejected.length > 0) {
+    const lost = await rows<LostBatch>(tx, CLOSE_REFUSED, {
+      ...key,
+      rejected: JSON.stringify(told.rejected),
+      now,
+    });
+    outcome.refused.push(...lost.map((batch) => ({ ...batch, link })));
   }
-  // With the list of refusals cut, a number beyond its end may be one that was refused.
-  const last = told.more && told.rejected.length > 0 ? told.rejected.at(-1)?.seq : undefined;
-  const closed = await rows<{ id: string }>(
-    tx,
-    `update outbound_batches b set state = 'acked', acked_at = :now, version = version + 1
-     from far_acks a
-     where a.link = :link and a.stream = :stream and b.link = a.link and b.stream = a.stream
-       and b.epoch = a.epoch and b.seq <@ a.applied and b.seq <= :last
-       and b.state in ('sealed', 'ready', 'handed_over')
-     returning b.id`,
-    { link, stream, now, last: last ?? Number.MAX_SAFE_INTEGER },
-  );
-  return closed.length;
+  const acked = await rows<BatchKey>(tx, CLOSE_APPLIED, {
+    ...key,
+    applied: known?.applied ?? '{}',
+    now,
+  });
+  outcome.acked += acked.length;
+  outcome.receipts.push(...acked);
 }
 
-function multirange(ranges: Range[]): string {
-  return `{${ranges.map(([first, last]) => `[${first},${last}]`).join(',')}}`;
+function keyOf(link: string, stream: StreamName, { incarnation, no }: Ack, { epoch }: StreamAck) {
+  return { link, stream, incarnation, no, epoch };
 }
 
-// The set of applied numbers only grows; what is missing or refused counts from the highest `no` only.
-const MERGE_SQL = `
+// An incarnation that another one has replaced never comes back.
+const NOTE_INCARNATION = `
+update links l set far_incarnation = :incarnation,
+  far_no = case when known.before is distinct from :incarnation then :no
+                else greatest(l.far_no, :no) end
+from (select far_incarnation as before from links where link = :link for update) known
+where l.link = :link and not exists (
+  select 1 from far_incarnations p where p.link = l.link and p.incarnation = :incarnation)
+returning l.epoch, known.before`;
+
+const NOTE_REPEATED = `
+update far_acks f set no = greatest(f.no, :no),
+  updated_at = case when f.no < :no then :now else f.updated_at end
+from json_to_recordset(:told) as t(stream text, digest text)
+where f.link = :link and f.stream = t.stream and f.incarnation = :incarnation
+  and f.told_digest = t.digest
+returning f.stream`;
+
+// That the far side has not heard of our epoch yet is all that such an acknowledgement tells.
+const NOTE_OLD_EPOCH = `
 insert into far_acks as known (link, stream, incarnation, no, epoch, contiguous, applied, missing,
                                rejected, updated_at)
-values (:link, :stream, :incarnation, :no, :epoch, :contiguous, :applied, :missing, :rejected, :now)
-on conflict (link, stream) do update set
-  no = greatest(excluded.no, known.no),
-  contiguous = greatest(excluded.contiguous, known.contiguous),
-  applied = excluded.applied + known.applied,
-  missing = case when excluded.no > known.no then excluded.missing else known.missing end,
-  rejected = case when excluded.no > known.no then excluded.rejected else known.rejected end,
-  updated_at = excluded.updated_at`;
+values (:link, :stream, :incarnation, :no, :epoch, 0, '{}', '[]', '[]', :now)
+on conflict (link, stream) do update set no = excluded.no, updated_at = excluded.updated_at
+  where known.epoch = excluded.epoch and known.no < excluded.no`;
+
+const OWN_NUMBERS = `
+select
+  (select epoch from links where link = :link) as current,
+  (select max(seq) from outbound_batches
+   where link = :link and stream = :stream and epoch = :epoch and digest is not null) as highest,
+  (select digest from outbound_batches
+   where link = :link and stream = :stream and epoch = :epoch and seq = :contiguous) as digest,
+  (select min(r.seq) from json_to_recordset(:rejected) as r(seq bigint, digest text)
+   left join outbound_batches b
+     on b.link = :link and b.stream = :stream and b.epoch = :epoch and b.seq = r.seq
+   where b.digest is distinct from r.digest) as foreign`;
+
+// What one acknowledgement proves to be applied: all that is closed, but for refusals, of which it
+// may name only the lowest.
+const PROVEN = `
+cast(:closed as int8multirange) * int8multirange(int8range(1, cast(:last as bigint), '[]'))
+  - cast(:refused as int8multirange)`;
+
+// What a restored far side has lost is published again. A refusal stands while the number is closed:
+// it may have been told before the restore, and is not told twice.
+const REOPEN = `
+update outbound_batches set state = 'ready', published_at = null, acked_at = null,
+  closed_at = null, far_code = null, version = version + 1
+where link = :link and stream = :stream and epoch = :epoch and (
+  state = 'acked' and not seq <@ (${PROVEN})
+  or state = 'rejected' and not seq <@ cast(:closed as int8multirange))`;
+
+// What is applied only grows; what is missing or refused counts from the highest `no` only. What was
+// told as refused by one acknowledgement is not applied, whatever another leaves out.
+const MERGE_SQL = `
+with told as (
+  select ${PROVEN} as applied
+), merged as (
+  insert into far_acks as known (link, stream, incarnation, no, epoch, contiguous, applied, missing,
+                                 rejected, told_digest, updated_at)
+  select :link, :stream, :incarnation, :no, :epoch, :contiguous, applied, :missing, :rejected,
+         :told, cast(:now as timestamptz)
+  from told
+  on conflict (link, stream) do update set
+    no = greatest(excluded.no, known.no),
+    contiguous = greatest(excluded.contiguous, known.contiguous),
+    applied = excluded.applied + known.applied - cast(:refused as int8multirange),
+    missing = case when excluded.no > known.no then excluded.missing else known.missing end,
+    rejected = case when excluded.no > known.no then excluded.rejected else known.rejected end,
+    told_digest = case when excluded.no > known.no then excluded.told_digest
+                       else known.told_digest end,
+    updated_at = case when excluded.no > known.no then excluded.updated_at else known.updated_at end
+)
+select applied::text as applied from told`;
+
+const CLOSE_REFUSED = `
+update outbound_batches b set state = 'rejected', far_code = r.code, closed_at = :now,
+  version = version + 1
+from json_to_recordset(:rejected) as r(seq bigint, digest text, code text)
+where b.link = :link and b.stream = :stream and b.epoch = :epoch and b.seq = r.seq
+  and b.digest = r.digest and b.state in ('sealed', 'ready', 'handed_over')
+returning b.id, b.stream, b.epoch, b.seq, b.far_code as code`;
+
+const CLOSE_APPLIED = `
+update outbound_batches set state = 'acked', acked_at = :now, closed_at = :now,
+  version = version + 1
+where link = :link and stream = :stream and epoch = :epoch
+  and seq <@ cast(:applied as int8multirange) and state in ('sealed', 'ready', 'handed_over')
+returning stream, epoch, seq, digest`;
+
+// The newest of our manifests that the far side is known to have read.
+const HEARD = `select max(manifest_no) from outbound_batches where link = :link and state = 'acked'`;
+
+// A row that is locked is told again, which does no harm.
+const NOTE_TOLD = `
+with noted as (
+  select b.id, l.seq is not null as listed
+  from inbound_batches b
+  join inbound_streams s on s.link = b.link and s.stream = b.stream and s.epoch = b.epoch
+  left join json_to_recordset(:listed) as l(stream text, seq bigint)
+    on l.stream = b.stream and l.seq = b.seq
+  where b.link = :link and b.state = 'rejected' and case
+    when l.seq is null then b.told_no > coalesce((${HEARD}), 0)
+    else b.told_no is null end
+  for update of b skip locked
+)
+update inbound_batches b set told_no = case when n.listed then cast(:no as bigint) end
+from noted n where b.id = n.id`;
 
 // Per stream: closed and waiting numbers beyond the cursor as ranges, and what they leave open up to
 // the newest number that we know of.
@@ -221,6 +435,7 @@ select s.stream, s.epoch, s.contiguous, s.contiguous_digest as digest,
    from (select seq, digest, code from inbound_batches b
          where b.link = s.link and b.stream = s.stream and b.epoch = s.epoch
            and b.state = 'rejected'
+           and (b.told_no is null or b.told_no > coalesce((${HEARD}), 0))
          order by seq limit :rejections) refused) as rejected
 from inbound_streams s
 left join beyond y on y.stream = s.stream

@@ -20,14 +20,16 @@ import {
   type StreamName,
 } from '@sallyport/shared';
 import type { ApplyTable } from './apply.js';
+import { batchCommands } from './batch-commands.js';
+import { decisionCommands, type UseNode } from './decision-commands.js';
 import { exportControl, exportStream, type Exported } from './export.js';
 import { importBatches, type ImportReport } from './import.js';
-import { cardFingerprint, cardText, loadKeys, makeKeys, parseCard, type NodeKeys } from './keys.js';
-import { readLinkStatus } from './link-status.js';
+import { keyCommands, requireName } from './key-commands.js';
+import { cardFingerprint, loadCard, makeKeys, parseCard, type Card } from './keys.js';
+import { healingCommands } from './healing-commands.js';
 import { findLink, trustCard } from './links.js';
 import { makeFolders, type Folders, type Node } from './node.js';
 import { commandLineActor } from './open-node.js';
-import { listQuarantine } from './quarantine.js';
 
 /** What a network has open while it runs. */
 export type OpenNetwork = { db: Database; node: Node; close(): Promise<void> };
@@ -42,6 +44,8 @@ export type Installation<Opened extends OpenNetwork> = {
   migrations: string[];
   folders: Folders;
   nodeName?: string | undefined;
+  /** Where the passphrase of the keys is, if they have one. */
+  passphraseFile?: string | undefined;
   log: Log;
   /** Opens everything once; refuses a database that lacks migrations and a node without keys. */
   open(): Promise<Opened>;
@@ -64,6 +68,13 @@ export function administrationCommands<Opened extends OpenNetwork>(
     const from = installation();
     return withNetwork(from, (network) => use(network, from));
   };
+  const used: UseNode = (use) =>
+    opened((network, from) => {
+      const { db, node } = network;
+      const importAll = async () =>
+        describeImport(await importBatches(db, node, from.applies(network)));
+      return use({ db, node, importAll });
+    });
   return {
     serve: {
       usage: 'serve',
@@ -93,33 +104,13 @@ export function administrationCommands<Opened extends OpenNetwork>(
         return { text, data: { applied } };
       },
     },
-    'keys init': {
-      usage: 'keys init [--node NAME]',
-      does: 'Makes the keys of this node; never replaces any.',
-      values: ['node'],
-      async run({ values }) {
-        const { folders, nodeName, role } = installation();
-        return showCard(
-          await makeKeys(folders.keys, requireName(values['node'] ?? nodeName), role),
-        );
-      },
-    },
-    'keys card': {
-      usage: 'keys card',
-      does: 'Prints the public card of this node and its fingerprint.',
-      run: async () => showCard(await loadKeys(installation().folders.keys)),
-    },
+    ...keyCommands(installation, used),
     'keys trust': {
       usage: 'keys trust CARD-FILE [--fingerprint TEXT]',
       does: 'Adopts the far card once its fingerprint is confirmed.',
       positionals: [1, 1],
       values: ['fingerprint'],
       run: (args) => opened((network, from) => trust(network, from, args)),
-    },
-    link: {
-      usage: 'link',
-      does: 'Shows what has left, what has arrived and what is missing.',
-      run: () => opened(showLink),
     },
     seal: {
       usage: 'seal [STREAM]',
@@ -145,21 +136,9 @@ export function administrationCommands<Opened extends OpenNetwork>(
           return describeImport(report);
         }),
     },
-    'quarantine ls': {
-      usage: 'quarantine ls',
-      does: 'Lists the files that were refused and why.',
-      run: () =>
-        opened(async ({ db }) => {
-          const found = await listQuarantine(db);
-          const lines = found.map((one) => [
-            one.created_at.toISOString(),
-            one.code,
-            one.file_name,
-            one.report.sentence,
-          ]);
-          return { text: formatTable(['WHEN', 'CODE', 'FILE', 'WHY'], lines), data: found };
-        }),
-    },
+    ...healingCommands(used),
+    ...decisionCommands(used),
+    ...batchCommands(used),
   };
 }
 
@@ -191,31 +170,23 @@ export async function migrateNetwork(installation: {
   }
 }
 
-/** The part of `init` that both networks share; safe to repeat. Returns the node's keys. */
+/** The part of `init` that both networks share; safe to repeat. Returns the node's card. */
 export async function prepareNode(
   installation: Pick<
     Installation<OpenNetwork>,
     'databaseUrl' | 'migrations' | 'folders' | 'nodeName' | 'role'
   >,
-): Promise<NodeKeys> {
+): Promise<{ node: string; card: Card }> {
   await migrateNetwork(installation);
   await makeFolders(installation.folders);
   try {
-    return await loadKeys(installation.folders.keys);
+    const card = await loadCard(installation.folders.keys);
+    return { node: card.node, card };
   } catch (error) {
     if (!(error instanceof SallyportError && error.code === 'keys-missing')) throw error;
   }
   const { folders, nodeName, role } = installation;
   return makeKeys(folders.keys, requireName(nodeName), role);
-}
-
-/** The card on the first line, its fingerprint on the second. */
-export function showCard({ card }: NodeKeys): CommandOutput {
-  const fingerprint = cardFingerprint(card);
-  return {
-    text: `${cardText(card)}\nfingerprint ${fingerprint}`,
-    data: { card, fingerprint },
-  };
 }
 
 async function runProcess<Opened extends OpenNetwork>(
@@ -249,7 +220,7 @@ async function trust<Opened extends OpenNetwork>(
   const by = commandLineActor();
   const link = await db.transaction(async (tx) => {
     const adopted = await trustCard(tx, node, card, by);
-    if (!adopted.fresh) return adopted;
+    if (!adopted.fresh && !adopted.replaced) return adopted;
     await appendAudit(tx, {
       at: node.clock.now(),
       actor: by,
@@ -262,7 +233,9 @@ async function trust<Opened extends OpenNetwork>(
   if (link.fresh) await installation.afterTrust?.(network);
   const text = link.fresh
     ? `Trusts ${card.node}; this pair of networks is link ${link.link}.`
-    : `${card.node} was trusted already; link ${link.link}.`;
+    : link.replaced
+      ? `Trusts the new key of ${card.node}; link ${link.link} stays.`
+      : `${card.node} was trusted already; link ${link.link}.`;
   return { text, data: { ...link, fingerprint } };
 }
 
@@ -291,28 +264,6 @@ async function confirmFingerprint(node: string, found: string, given?: string): 
   terminal.close();
   if (answer.trim().toLowerCase() === 'yes') return;
   throw new SallyportError('card-invalid', 'The fingerprint was not confirmed; nothing changed.');
-}
-
-async function showLink({ db }: OpenNetwork): Promise<CommandOutput> {
-  const status = await readLinkStatus(db);
-  if (!status.link) {
-    return { text: 'No far side is trusted yet; bring its card and run keys trust.', data: status };
-  }
-  const sending = status.sending.map((one) =>
-    [one.stream, one.waiting, one.sealed, one.handed_over, one.acked, one.open].map(String),
-  );
-  const receiving = status.receiving.map((one) =>
-    [one.stream, one.contiguous, one.newest, one.missing, one.waiting, one.frozen_code ?? ''].map(
-      String,
-    ),
-  );
-  const text = [
-    `link ${status.link.link} with ${status.link.farNode}`,
-    formatTable(['SENDING', 'WAITING', 'SEALED', 'HANDED OVER', 'ACKED', 'OPEN'], sending),
-    formatTable(['RECEIVING', 'UP TO', 'NEWEST', 'MISSING', 'WAITING', 'FROZEN'], receiving),
-    `${status.quarantined} file(s) in quarantine`,
-  ].join('\n\n');
-  return { text, data: status };
 }
 
 async function requireFile(path: string): Promise<void> {
@@ -355,11 +306,4 @@ async function seal({ db, node }: OpenNetwork, only?: string): Promise<CommandOu
   }
   const lines = sealed.map((one) => [one.stream, String(one.sealed), String(one.records)]);
   return { text: formatTable(['STREAM', 'BATCHES', 'RECORDS'], lines), data: sealed };
-}
-
-function requireName(name: string | undefined): string {
-  if (name !== undefined) return name;
-  throw new SallyportError('usage', 'The node has no name yet.', {
-    next: 'Set NODE_NAME or add --node NAME: 1 to 16 of a-z, 0-9 and -.',
-  });
 }

@@ -15,9 +15,21 @@ import {
 import { mergeAck, mergeTail } from './acks.js';
 import { openBody } from './body.js';
 import type { Candidate } from './candidate.js';
+import { noteCustody, type CustodyNote } from './custody.js';
+import { freezeOutbound } from './freezes.js';
 import { stageRecords } from './incoming.js';
 import type { Node } from './node.js';
-import { advanceCursor, decide, readCursor, readNeighbours, type Decision } from './sequence.js';
+import { settleRefusals } from './refusals.js';
+import { askSecondOpinion } from './second-opinion.js';
+import type { Verdict } from './second-validator.js';
+import {
+  advanceCursor,
+  decide,
+  readCursor,
+  readNeighbours,
+  restartCursors,
+  type Decision,
+} from './sequence.js';
 
 /** A batch as its apply functions see it. */
 export type ImportedBatch = {
@@ -28,6 +40,8 @@ export type ImportedBatch = {
   seq: number;
   kind: 'delta' | 'snapshot' | 'heartbeat';
   digest: string;
+  /** The key that signed it. */
+  kid: string;
   createdAt: Date;
 };
 
@@ -40,8 +54,9 @@ export type Apply = (tx: Transaction, batch: ImportedBatch, now: Date) => Promis
 export type ApplyTable = Partial<Record<RecordType, Apply>>;
 
 /**
- * Opens a claimed copy and applies it in one transaction.
+ * Opens a claimed copy and applies it in one transaction, if the second validator accepts it too.
  * @returns false when another importer applied it meanwhile.
+ * @throws SallyportError VALIDATOR_DISAGREE, with nothing applied.
  */
 export async function applyBatch(
   db: Database,
@@ -53,15 +68,41 @@ export async function applyBatch(
   const { manifest, digest, header } = candidate;
   const plain = join(node.folders.staging, `import-${digest}.plain`);
   await rm(plain, { force: true });
+  // It reads the same copy while we open and stage it; its word counts before the commit.
+  const opinion = askSecondOpinion(
+    {
+      path: claimed,
+      node: node.name,
+      link: candidate.link,
+      senders: [candidate.card],
+      identities: [...node.keys.ageIdentities],
+    },
+    manifest.body.bytes + manifest.body.rawBytes,
+  );
   try {
     await openBody(claimed, header.line.length + 1, manifest.body, {
-      ageIdentity: node.keys.ageIdentity,
+      ageIdentities: node.keys.ageIdentities,
       target: plain,
     });
-    return await db.transaction((tx) => applyInTransaction(tx, node, applies, candidate, plain));
+    return await db.transaction(async (tx) => {
+      const applied = await applyInTransaction(tx, node, applies, candidate, plain);
+      if (applied) requireAgreement(await opinion);
+      return applied;
+    });
   } finally {
     await rm(plain, { force: true });
   }
+}
+
+function requireAgreement(verdict: Verdict): void {
+  if (verdict.ok) return;
+  throw new SallyportError(
+    'VALIDATOR_DISAGREE',
+    `The importer accepts it, the second validator refuses it (${verdict.code}): ${verdict.sentence}`,
+    {
+      next: 'Nothing of it was applied. Keep the file and tell the developers: one of the two validators is wrong.',
+    },
+  );
 }
 
 /** Closes a number whose content was refused, so that it is told to the sender and not asked for. */
@@ -73,10 +114,12 @@ export async function closeRefused(
 ): Promise<void> {
   const now = node.clock.now();
   await db.transaction(async (tx) => {
-    if ((await decideNow(tx, candidate, { lock: true })) === 'duplicate') return;
+    const decision = await decideNow(tx, candidate, { lock: true });
+    // Nothing of an epoch is told before it has begun here.
+    if (decision === 'duplicate' || decision === 'announce') return;
     await insertBatch(tx, candidate, { state: 'rejected', code, now });
     await advanceCursor(tx, candidate.manifest.link, candidate.manifest.stream);
-    await closeNumber(tx, node, candidate, now);
+    await closeNumber(tx, node, candidate, { now, steps: ['received'] });
   });
 }
 
@@ -90,24 +133,12 @@ export async function noteWaiting(
   await db.transaction(async (tx) => {
     if ((await decideNow(tx, candidate, { lock: true })) !== 'wait') return;
     const renamed = { ...candidate, file: fileName };
-    await insertBatch(tx, renamed, { state: 'waiting', code: null, now: node.clock.now() });
+    const now = node.clock.now();
+    await insertBatch(tx, renamed, { state: 'waiting', code: null, now });
+    await noteCustody(tx, stepsOf(node, candidate, ['received', 'verified'], now), now);
     await mergeTail(tx, candidate.manifest.link, candidate.manifest.tail);
     await raiseAckVersion(tx, candidate.manifest);
   });
-}
-
-/** Stops a stream until a person has looked (alarms). */
-export async function freezeStream(
-  db: Database,
-  { manifest }: Candidate,
-  code: BatchCode,
-  now: Date,
-): Promise<void> {
-  await db.raw(
-    `update inbound_streams set frozen_code = ?, frozen_at = ?
-     where link = ? and stream = ? and frozen_code is null`,
-    [code, now, manifest.link, manifest.stream],
-  );
 }
 
 /** The decision on a candidate by what is known now. */
@@ -131,6 +162,7 @@ async function applyInTransaction(
   const now = node.clock.now();
   const decision = await decideNow(tx, candidate, { lock: true });
   if (decision === 'duplicate') return false;
+  if (decision === 'announce') await restartCursors(tx, manifest.link, manifest.epoch);
   const batch: ImportedBatch = {
     id: await insertBatch(tx, candidate, { state: 'applied', code: null, now }),
     link: manifest.link,
@@ -139,6 +171,7 @@ async function applyInTransaction(
     seq: manifest.seq,
     kind: manifest.kind,
     digest,
+    kid: candidate.kid,
     createdAt: new Date(manifest.createdAt),
   };
   if (manifest.records > 0 || manifest.kind === 'snapshot') {
@@ -147,7 +180,7 @@ async function applyInTransaction(
   }
   if (decision === 'heal') await healStream(tx, batch);
   else await advanceCursor(tx, manifest.link, manifest.stream);
-  await closeNumber(tx, node, candidate, now);
+  await closeNumber(tx, node, candidate, { now, steps: ['received', 'verified', 'applied'] });
   return true;
 }
 
@@ -185,10 +218,12 @@ async function healStream(tx: Transaction, batch: ImportedBatch): Promise<void> 
 async function closeNumber(
   tx: Transaction,
   node: Node,
-  { manifest, file }: Candidate,
-  now: Date,
+  candidate: Candidate,
+  { now, steps }: { now: Date; steps: CustodyNote['step'][] },
 ): Promise<void> {
-  const { alarms } = await mergeAck(tx, manifest.link, manifest.ack, now);
+  const { manifest, file } = candidate;
+  const { alarms, receipts, refused } = await mergeAck(tx, manifest.link, manifest.ack, now);
+  await settleRefusals(tx, node, refused, now);
   for (const alarm of alarms) {
     node.log.error({ err: alarm, file }, 'acknowledgement refused');
     await appendAudit(tx, {
@@ -198,10 +233,43 @@ async function closeNumber(
       subject: manifest.stream,
       details: { code: alarm.code, sentence: alarm.message, seq: manifest.seq },
     });
+    const stream = alarm.extra['stream'] as StreamName | undefined;
+    if (stream) await freezeOutbound(tx, node, { link: manifest.link, stream, alarm });
   }
+  const notes = [
+    ...stepsOf(node, candidate, steps, now),
+    ...receipts
+      .filter(({ stream }) => stream !== 'control')
+      .map((batch) => ({ ...batch, ...byUs(node, 'receipt', now) })),
+  ];
+  await noteCustody(tx, notes, now);
   await mergeTail(tx, manifest.link, manifest.tail);
   await raiseAckVersion(tx, manifest);
   await tx.raw(`select pg_notify('sallyport_imported', ?)`, [manifest.stream]);
+}
+
+/**
+ * What becomes of a batch here, and that its manifest says by whom and when it was sealed, which the
+ * far side therefore need not tell. The way of control batches is not followed.
+ */
+function stepsOf(
+  node: Node,
+  { manifest, digest, receivedAt }: Candidate,
+  steps: CustodyNote['step'][],
+  now: Date,
+): CustodyNote[] {
+  const { stream, epoch, seq, by: who, createdAt } = manifest;
+  if (stream === 'control') return [];
+  const batch = { stream, epoch, seq, digest };
+  const sealed = { ...batch, step: 'sealed', source: 'far', who, at: new Date(createdAt) } as const;
+  const ours = steps.map((step) => {
+    return { ...batch, ...byUs(node, step, step === 'received' ? receivedAt : now) };
+  });
+  return [sealed, ...ours];
+}
+
+function byUs(node: Node, step: CustodyNote['step'], at: Date) {
+  return { step, who: node.account, at, tell: true };
 }
 
 /** Receipts do not answer receipts: what arrives in control is no news for the next control batch. */
@@ -222,7 +290,10 @@ async function insertBatch(
      values (:id, :link, :stream, :epoch, :seq, :digest, :prev, :kind, :state, :code,
        :file, :bytes, :records, :types, 0, :createdAt, :now, :appliedAt)
      on conflict (link, stream, epoch, seq) do update
-       set state = excluded.state, code = excluded.code, applied_at = excluded.applied_at
+       set state = excluded.state, code = excluded.code, applied_at = excluded.applied_at,
+        prev = excluded.prev, kind = excluded.kind, file_name = excluded.file_name,
+        file_bytes = excluded.file_bytes, records = excluded.records, types = excluded.types,
+        created_at = excluded.created_at
      returning id`,
     {
       id: newId(),

@@ -125,14 +125,27 @@ export type VerifiedHeader = { line: Buffer; manifest: Manifest };
 export async function claimBatch(
   source: string,
   target: string,
-  header: VerifiedHeader & { mode?: number },
+  header: VerifiedHeader & {
+    mode?: number;
+    /** The path until it is whole; a random name beside the target unless set. */
+    temporary?: string;
+    /** Hears of each piece while it is written; what it throws ends the copy. */
+    onPiece?: (piece: Buffer) => void;
+  },
 ): Promise<void> {
-  const temporary = `${target}.${randomBytes(8).toString('hex')}.tmp`;
+  const temporary = header.temporary ?? `${target}.${randomBytes(8).toString('hex')}.tmp`;
   const { file } = await openRegular(source);
   try {
     const copy = await open(temporary, 'wx', header.mode ?? 0o600);
     try {
-      await hashBatch(file, header, (piece) => writeAll(copy, piece));
+      await hashBatch(file, header, async (piece) => {
+        const written = writeAll(copy, piece);
+        try {
+          header.onPiece?.(piece);
+        } finally {
+          await written;
+        }
+      });
       await copy.sync();
     } finally {
       await copy.close();
@@ -155,11 +168,11 @@ export async function claimBatch(
 export async function verifyBytes(
   path: string,
   header: VerifiedHeader,
-  onBytes: (bytes: number) => void = () => undefined,
+  onBytes: (bytes: number, piece: Buffer) => void = () => undefined,
 ): Promise<void> {
   const { file } = await openRegular(path);
   try {
-    await hashBatch(file, header, (piece) => onBytes(piece.length));
+    await hashBatch(file, header, (piece) => onBytes(piece.length, piece));
   } finally {
     await file.close();
   }
@@ -183,9 +196,11 @@ async function hashBatch(
     if (!piece.subarray(0, inHead).equals(head.subarray(at, at + inHead))) {
       throw refuse('HASH_MISMATCH', 'Line 1 changed while the file was read.');
     }
+    // The system writes the piece while it is hashed here.
+    const passed = pass(piece);
     body.update(piece.subarray(inHead));
     at += piece.length;
-    await pass(piece);
+    await passed;
   }
   if (at < expected) {
     throw refuse('TRUNCATED', `It has ${at} bytes, line 1 states ${expected}.`);

@@ -66,7 +66,9 @@ export async function requireFree(folder: string, bytes: number): Promise<void> 
 
 /** Removes a file; that it is gone already is as good. */
 export async function removeIfThere(path: string): Promise<void> {
-  await rm(path, { force: true });
+  await rm(path, { force: true }).catch((error: unknown) => {
+    throw diskError(error, path);
+  });
 }
 
 /** Writes the whole of `bytes` at the file's current position. */
@@ -84,23 +86,51 @@ export async function* readRange(
   from: number,
   to: number,
 ): AsyncGenerator<Buffer, void, void> {
-  let at = from;
-  while (at < to) {
-    const piece = Buffer.allocUnsafe(Math.min(COPY_BYTES, to - at));
+  const readAt = async (at: number) => {
+    const piece = Buffer.allocUnsafe(Math.max(0, Math.min(COPY_BYTES, to - at)));
     const { bytesRead } = await file.read(piece, 0, piece.length, at);
-    if (bytesRead === 0) return;
-    at += bytesRead;
-    yield piece.subarray(0, bytesRead);
+    return piece.subarray(0, bytesRead);
+  };
+  const start = (at: number) => {
+    const reading = readAt(at);
+    // Heard where it is awaited, which may be later than it fails.
+    reading.catch(() => undefined);
+    return reading;
+  };
+  let at = from;
+  // The next piece is read while the caller works on this one.
+  let next = start(at);
+  try {
+    for (;;) {
+      const piece = await next;
+      if (piece.length === 0) return;
+      at += piece.length;
+      next = start(at);
+      yield piece;
+    }
+  } finally {
+    // The file must not be closed under a read.
+    await next.catch(() => undefined);
   }
 }
 
-/** A full disk becomes WAIT_DISK, with what to do; every other error stays what it is. */
+/**
+ * A disk that is full, broken or read-only becomes WAIT_DISK, with what to do; what cannot be read,
+ * and every other error, stays what it is.
+ */
 export function diskError(error: unknown, target: string): unknown {
   const code = errorCode(error);
-  if (code !== 'ENOSPC' && code !== 'EDQUOT') return error;
-  return new SallyportError('WAIT_DISK', `There is no space left to write ${basename(target)}.`, {
+  if (code === 'ENOSPC' || code === 'EDQUOT') {
+    return new SallyportError('WAIT_DISK', `There is no space left to write ${basename(target)}.`, {
+      cause: error,
+      next: 'Make room on the disk; it is tried again by itself.',
+    });
+  }
+  const reading = (error as NodeJS.ErrnoException | undefined)?.syscall === 'read';
+  if (reading || !['EIO', 'EROFS', 'ESTALE'].includes(code ?? '')) return error;
+  return new SallyportError('WAIT_DISK', `The disk refused ${basename(target)} (${code}).`, {
     cause: error,
-    next: 'Make room on the disk; it is tried again by itself.',
+    next: 'Look at the disk and whether it may be written; it is tried again by itself.',
   });
 }
 

@@ -8,10 +8,14 @@ import {
   type StreamName,
   type Transaction,
 } from '@sallyport/shared';
+import { isOutboundFrozen } from './freezes.js';
+import { exportLock } from './hold-streams.js';
 import { findLink, type Link } from './links.js';
 import type { Node } from './node.js';
 import { sendRecords, type OutgoingRecord } from './outbox.js';
+import { isAnnouncing, refreshKeys } from './own-keys.js';
 import { sealBatch, type Building } from './seal.js';
+import { takeSlips } from './slips.js';
 import { publishSealed, requireStoreBehindDatabase, tidyUnsealed } from './store.js';
 
 /** Most that one batch carries (spec: batch-format, "Export"). */
@@ -20,7 +24,7 @@ export const MAX_BATCH_RAW_BYTES = 64 * 1024 * 1024;
 const HEARTBEAT_MS = 10 * 60_000;
 
 /** How many records of a type were bound, and their lines' bytes. */
-type BoundType = { type: string; records: number; bytes: number };
+export type BoundType = { type: string; records: number; bytes: number };
 
 export type Exported = { sealed: number; records: number };
 
@@ -37,10 +41,22 @@ export async function exportStream(
   { signal }: { signal?: AbortSignal | undefined } = {},
 ): Promise<Exported> {
   const exported: Exported = { sealed: 0, records: 0 };
-  const link = await findLink(db);
-  if (!link) return exported;
-  await whileHolding(db, node, stream, async () => {
+  await sealAnnouncementFirst(db, node, stream);
+  await whileHolding(db, node, stream, async (link) => {
     await publishSealed(db, node, stream);
+    if (await isOutboundFrozen(db, link.link, stream)) {
+      node.log.warn({ stream }, 'stream is frozen, nothing is sealed');
+      return;
+    }
+    if (await isSnapshotOwed(db, link, stream)) {
+      const collect = node.snapshots?.[stream];
+      if (!collect) {
+        node.log.warn({ stream }, 'a snapshot is owed, nothing else is sealed');
+        return;
+      }
+      exported.records += (await sealSnapshot(db, node, link, { stream, collect })).records;
+      exported.sealed += 1;
+    }
     const last = await lastWaiting(db, link, stream);
     while (!signal?.aborted) {
       const building =
@@ -51,6 +67,8 @@ export async function exportStream(
         exported.records += building.records;
       }
       await publishSealed(db, node, stream);
+      // What was announced just now counts for the next number.
+      if (stream === 'control') await refreshKeys(db, node);
     }
   });
   return exported;
@@ -75,18 +93,24 @@ export async function exportStreams(
 
 /**
  * Seals a control batch when a control record waits, when acknowledgements of other streams changed
- * and no batch has told them yet, or as the heartbeat. Acks of control alone never cause one.
+ * and no batch has told them yet, or as the heartbeat. Acks of control alone never cause one, nor do
+ * custody records: they go with the next batch, or receipts would answer receipts.
  */
 export async function exportControl(db: Database, node: Node): Promise<Exported> {
-  const exported = await exportStream(db, node, 'control');
   const link = await findLink(db);
-  if (exported.sealed > 0 || !link) return exported;
-  await whileHolding(db, node, 'control', async () => {
-    if (!(await isControlDue(db, link.link, node.clock.now()))) return;
+  if (!link) return { sealed: 0, records: 0 };
+  await takeSlips(db, node);
+  const due = await isControlDue(db, link.link, node.clock.now());
+  if (!due && !(await hasControlNews(db, link.link))) return { sealed: 0, records: 0 };
+  const exported = await exportStream(db, node, 'control');
+  if (exported.sealed > 0) return exported;
+  await whileHolding(db, node, 'control', async (current) => {
+    if (await isOutboundFrozen(db, current.link, 'control')) return;
+    if (!(await isControlDue(db, current.link, node.clock.now()))) return;
     const building = await db.transaction((tx) =>
-      startBatch(tx, node, link, 'control', 'heartbeat'),
+      startBatch(tx, node, current, 'control', 'heartbeat'),
     );
-    if (await sealBatch(db, node, link, building)) exported.sealed += 1;
+    if (await sealBatch(db, node, current, building)) exported.sealed += 1;
     await publishSealed(db, node, 'control');
   });
   return exported;
@@ -106,26 +130,48 @@ export async function sendSnapshot(
   if (STREAMS[stream].order !== 'ordered') {
     throw new SallyportError('usage', `${stream} has no snapshots: only ordered streams do.`);
   }
-  const link = await findLink(db);
-  if (!link) {
+  if (!(await findLink(db))) {
     throw new SallyportError('not-trusted', 'No far side is trusted yet, so nothing can be sent.', {
       next: 'Run keys trust with the card of the other network.',
     });
   }
-  const held = await whileHolding(db, node, stream, async () => {
-    const unfinished = await resumeBuilding(db, link, stream);
-    if (unfinished) await sealBatch(db, node, link, unfinished);
-    const building = await db.transaction((tx) => bindSnapshot(tx, node, link, stream, collect), {
-      isolationLevel: 'repeatable read',
-    });
-    await sealBatch(db, node, link, building);
-    await publishSealed(db, node, stream);
-    return { sealed: 1, records: building.records };
+  await sealAnnouncementFirst(db, node, stream);
+  const held = await whileHolding(db, node, stream, async (link) => {
+    await requireNotFrozen(db, link, stream);
+    return sealSnapshot(db, node, link, { stream, collect });
   });
   if (held) return held.done;
   throw new SallyportError('WAIT_LOCK', `Another exporter works on ${stream} right now.`, {
     next: 'Run it again.',
   });
+}
+
+/** Seals and publishes a number that somebody began, if there is one. Call it holding the stream. */
+export async function sealUnfinished(
+  db: Database,
+  node: Node,
+  link: Link,
+  stream: StreamName,
+): Promise<void> {
+  const unfinished = await resumeBuilding(db, link, stream);
+  if (unfinished) await sealBatch(db, node, link, unfinished);
+  await publishSealed(db, node, stream);
+}
+
+/**
+ * Readies a stream that its caller holds: the node's keys are current, what a killed exporter left is
+ * gone, and the store is fit to continue from.
+ * @throws SallyportError `store-ahead`, `keys-missing`, `keys-locked`, `passphrase-wrong`.
+ */
+export async function readyStream(db: Database, node: Node, stream: StreamName): Promise<void> {
+  await refreshKeys(db, node);
+  await tidyUnsealed(node, stream);
+  await requireStoreBehindDatabase(db, node, stream);
+}
+
+/** A change of keys, or of the epoch, leaves before anything else does. */
+async function sealAnnouncementFirst(db: Database, node: Node, stream: StreamName): Promise<void> {
+  if (stream !== 'control' && (await isAnnouncing(db))) await exportStream(db, node, 'control');
 }
 
 /**
@@ -136,13 +182,43 @@ async function whileHolding<T>(
   db: Database,
   node: Node,
   stream: StreamName,
-  work: () => Promise<T>,
+  work: (link: Link) => Promise<T>,
 ): Promise<{ done: T } | undefined> {
-  return withAdvisoryLock(db, `sallyport export ${stream}`, async () => {
-    await tidyUnsealed(node, stream);
-    await requireStoreBehindDatabase(db, node, stream);
-    return work();
+  const held = await withAdvisoryLock(db, exportLock(stream), async () => {
+    if (stream !== 'control' && (await isAnnouncing(db))) return undefined;
+    // Read while holding the stream: whoever raises the epoch holds them all.
+    const link = await findLink(db);
+    if (!link) return undefined;
+    await readyStream(db, node, stream);
+    return { done: await work(link) };
   });
+  return held?.done;
+}
+
+async function sealSnapshot(
+  db: Database,
+  node: Node,
+  link: Link,
+  {
+    stream,
+    collect,
+  }: { stream: StreamName; collect: (tx: Transaction) => Promise<OutgoingRecord[]> },
+): Promise<Exported> {
+  await sealUnfinished(db, node, link, stream);
+  const building = await db.transaction((tx) => bindSnapshot(tx, node, link, stream, collect), {
+    isolationLevel: 'repeatable read',
+  });
+  await sealBatch(db, node, link, building);
+  await publishSealed(db, node, stream);
+  return { sealed: 1, records: building.records };
+}
+
+async function isSnapshotOwed(db: Database, link: Link, stream: StreamName): Promise<boolean> {
+  const owed = await rows(db, 'select 1 from owed_snapshots where link = ? and stream = ?', [
+    link.link,
+    stream,
+  ]);
+  return owed.length > 0;
 }
 
 async function lastWaiting(db: Database, link: Link, stream: StreamName): Promise<number> {
@@ -164,7 +240,9 @@ async function resumeBuilding(
   const [found] = await rows<Building>(
     db,
     `update outbound_batches set build_token = :token
-     where link = :link and stream = :stream and state = 'building'
+     where id = (select id from outbound_batches
+                 where link = :link and stream = :stream and state = 'building'
+                 order by epoch, seq limit 1)
      returning id, link, stream, epoch, seq, kind, build_token as token, records, types,
                coalesce(raw_bytes, 0) as "rawBytes"`,
     { token: newId(), link: link.link, stream },
@@ -215,6 +293,7 @@ async function bindSnapshot(
   collect: (tx: Transaction) => Promise<OutgoingRecord[]>,
 ): Promise<Building> {
   const building = await startBatch(tx, node, link, stream, 'snapshot');
+  await tx.raw('delete from owed_snapshots where link = ? and stream = ?', [link.link, stream]);
   // Superseded: bound to the snapshot, without a line in it.
   await tx.raw(
     'update outbox_records set batch_id = ? where stream = ? and link = ? and batch_id is null',
@@ -238,7 +317,8 @@ async function bindSnapshot(
   return countRecords(tx, building, bound);
 }
 
-async function startBatch(
+/** Takes the next number of a stream of the link; nothing is bound to it yet. */
+export async function startBatch(
   tx: Transaction,
   node: Node,
   link: Link,
@@ -270,7 +350,8 @@ async function startBatch(
   return { ...building, seq: numbered.seq };
 }
 
-async function countRecords(
+/** Notes what was bound to a number. */
+export async function countRecords(
   tx: Transaction,
   building: Building,
   bound: BoundType[],
@@ -282,6 +363,28 @@ async function countRecords(
     .where({ id: building.id })
     .update({ records, raw_bytes: rawBytes, types: JSON.stringify(types) });
   return { ...building, records, rawBytes, types };
+}
+
+/** Whether a control record other than custody waits, or a control batch was left half done. */
+async function hasControlNews(db: Database, link: string): Promise<boolean> {
+  const [news] = await rows<{ news: boolean }>(
+    db,
+    `select exists (select 1 from outbox_records
+                    where stream = 'control' and link = :link and batch_id is null
+                      and type <> 'custody')
+         or exists (select 1 from outbound_batches
+                    where stream = 'control' and link = :link
+                      and state in ('building', 'sealed')) as news`,
+    { link },
+  );
+  return news?.news ?? false;
+}
+
+async function requireNotFrozen(db: Database, link: Link, stream: StreamName): Promise<void> {
+  if (!(await isOutboundFrozen(db, link.link, stream))) return;
+  throw new SallyportError('WAIT_APPROVAL', `${stream} is frozen: nothing of it is sealed.`, {
+    next: 'link frozen shows why; link unfreeze lets the stream go on.',
+  });
 }
 
 async function isControlDue(db: Database, link: string, now: Date): Promise<boolean> {

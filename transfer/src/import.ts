@@ -10,28 +10,34 @@ import {
   type Database,
   type StreamName,
 } from '@sallyport/shared';
+import { applyBatch, closeRefused, decideNow, noteWaiting, type ApplyTable } from './apply.js';
+import { batchName, claimBatch, isBatchFileName, readHeaderLine } from './batch-file.js';
 import {
-  applyBatch,
-  closeRefused,
-  decideNow,
-  freezeStream,
-  noteWaiting,
-  type ApplyTable,
-} from './apply.js';
-import {
-  batchName,
-  checkLength,
-  claimBatch,
-  isBatchFileName,
-  readHeaderLine,
-} from './batch-file.js';
-import { readCandidate, requireValidKey, type Candidate } from './candidate.js';
+  readCandidate,
+  requireComplete,
+  requireInTime,
+  requireValidKey,
+  type Candidate,
+} from './candidate.js';
+import { controlApplies } from './control-records.js';
 import { removeIfThere, requireFree, syncDirectory, writeFileDurably } from './durable-file.js';
+import { freezeStream } from './freezes.js';
 import { GROWTH_MS, isSameFile, listInbox, rememberFile, removeFile, wasDecided } from './inbox.js';
 import { findLink, readFarKeys, type FarKey, type Link } from './links.js';
 import { BATCH_LIMITS, readHeader, type Manifest } from './manifest.js';
 import type { Node } from './node.js';
-import { quarantineFile } from './quarantine.js';
+import { refreshKeys } from './own-keys.js';
+import {
+  closeRelease,
+  keepRefused,
+  keptPath,
+  listReleases,
+  noteUnopened,
+  quarantineFile,
+  type QuarantinedFile,
+} from './quarantine.js';
+import { resendMissing } from './resend.js';
+import { takeSlips } from './slips.js';
 import { tidyOutbox } from './store.js';
 
 /** What became of one file: applied, or the code that says why not. */
@@ -71,6 +77,8 @@ type BatchError = SallyportError & { code: BatchCode };
 
 const MAX_WAITING = 1_000;
 const LOOK_AGAIN_MS = 2_000;
+/** Longer than any link is silent; a clock that is further on is taken for wrong. */
+const MAX_SILENCE_MS = 90 * 86_400_000;
 const LATER: Partial<Record<BatchCode, BatchCode>> = {
   UNKNOWN_KEY: 'WAIT_KEY',
   UNSUPPORTED_VERSION: 'WAIT_UPGRADE',
@@ -108,13 +116,28 @@ export async function importBatches(
     return report;
   }
   const held = await withAdvisoryLock(db, 'sallyport import', async () => {
-    const importer = { db, node, applies, link, keys: await readFarKeys(db, link.link) };
+    await refreshKeys(db, node);
+    const importer = {
+      db,
+      node,
+      applies: { ...controlApplies, ...applies },
+      link,
+      keys: await readFarKeys(db, link.link),
+    };
     await tidyStaging(importer);
+    await importReleased(importer, report);
     await drainWaiting(importer, report);
     if (path === undefined) await importInbox(importer, report, signal);
     else note(report, await importFile(importer, path, false));
     await drainWaiting(importer, report);
+    // Last: a slip may tell of batches that have only just come in.
+    report.foreign.push(...(await takeSlips(db, node)).strange);
     if (report.applied > 0) await tidyOutbox(db, node);
+    // What was imported may name what is missing there; that it cannot be sent spoils no import.
+    await resendMissing(db, node).catch((error: unknown) => {
+      if (isConnectionError(error)) throw error;
+      node.log.error({ err: error }, 'missing batches could not be published again');
+    });
   });
   if (!held) {
     const sentence = 'Another importer of this network is at work; it takes the files.';
@@ -137,6 +160,8 @@ async function importInbox(
     const fresh = paths.filter((path) => !looked.has(path));
     if (fresh.length === 0) return;
     const lookAgainAt = Date.now() + LOOK_AGAIN_MS;
+    // They may have been revoked, or rotated, meanwhile.
+    importer.keys = await readFarKeys(db, importer.link.link);
     for (const path of fresh) {
       if (signal?.aborted) return;
       looked.add(path);
@@ -170,7 +195,12 @@ async function importFile(importer: Importer, path: string, inInbox: boolean): P
     }
     const postponed = postpone(error);
     const failure = inInbox ? await growOld(importer, path, postponed) : postponed;
-    if (batchCodeKind(failure.code) === 'wait') return { file, ...describe(failure, candidate) };
+    if (inInbox && failure.code === 'WAIT_APPROVAL') await callForPerson(importer, path, failure);
+    if (batchCodeKind(failure.code) === 'wait') {
+      // It is copied again when it is tried again; until then the disk is worth more.
+      if (candidate) await removeIfThere(claimedPath(node, candidate));
+      return { file, ...describe(failure, candidate) };
+    }
     return refuse(importer, path, inInbox, failure, candidate);
   }
 }
@@ -183,14 +213,20 @@ async function importCandidate(
   const { db, node, keys } = importer;
   const { manifest, header, path, kid } = candidate;
   const startedAt = Date.now();
+  const key = keys.get(kid);
   // Asked without the lock first: a repeat costs no byte of the body.
-  const decision = await decideNow(db, candidate, { lock: false });
+  const decision = await decideNow(db, candidate, { lock: false }).catch((error: unknown) => {
+    // Whatever else is wrong with it, a revoked key is an alarm; but the sender left old epochs behind.
+    const old = error instanceof SallyportError && error.code === 'OLD_EPOCH';
+    if (key?.revokedAt && !old) requireValidKey(key, manifest);
+    throw error;
+  });
   if (decision === 'duplicate') {
     await countDuplicate(db, manifest);
     return { outcome: 'DUPLICATE', ...place(candidate) };
   }
-  const key = keys.get(kid);
   if (key) requireValidKey(key, manifest);
+  await requireCredibleClock(db, node, manifest);
   requireInTime(node, manifest);
   requireComplete(candidate);
   await requireSpace(node, manifest);
@@ -203,6 +239,7 @@ async function importCandidate(
     await removeIfThere(claimed);
     return { outcome: 'DUPLICATE', ...place(candidate) };
   }
+  if ('key.change' in manifest.types) importer.keys = await readFarKeys(db, manifest.link);
   await moveFile(claimed, join(node.folders.archive, name));
   node.log.info(
     { batch: name, records: manifest.records, bytes: header.size, ms: Date.now() - startedAt },
@@ -279,12 +316,13 @@ async function removeDrained({ db, node }: Importer): Promise<void> {
 
 /** Quarantines a file, closes its number when its content is at fault, freezes on an alarm. */
 async function refuse(
-  { db, node }: Importer,
+  importer: Importer,
   path: string,
   inInbox: boolean,
   error: BatchError,
   candidate: Candidate | undefined,
 ): Promise<FileReport> {
+  const { db, node } = importer;
   const file = basename(path);
   const report = { file, ...describe(error, candidate) };
   const alarm = batchCodeKind(error.code) === 'alarm';
@@ -293,30 +331,122 @@ async function refuse(
   else node.log.warn(facts, 'batch refused');
   const decided = { code: error.code, detail: error.message };
   const before = await lstat(path).catch(() => undefined);
-  // A link, a FIFO, or an oversized file is never opened again, only remembered.
+  // A link, a FIFO, or an oversized file is never opened again, only noted and remembered.
   if (!before?.isFile() || before.size > BATCH_LIMITS.fileBytes || error.code === 'TOO_BIG') {
+    if (before) await noteUnopened(db, node, error, { file, bytes: before.size });
     if (inInbox) await rememberFile(db, node.clock, path, decided);
     return report;
   }
   const claimed = candidate && claimedPath(node, candidate);
+  let rejectedBefore = false;
   try {
     const source = claimed && (await isThere(claimed)) ? claimed : path;
     const room = candidate ? before.size : 0;
     await requireFree(node.folders.quarantine, room + node.options.reserveBytes);
-    await quarantineFile(db, node, source, error, { ...report, signed: candidate !== undefined });
+    ({ rejectedBefore } = await quarantineFile(db, node, source, error, { file, candidate }));
   } catch (failure) {
     if (isConnectionError(failure)) throw failure;
     node.log.error({ err: failure, file }, 'refused file could not be quarantined');
     return { ...report, sentence: `${error.message} It could not be quarantined and stays.` };
   }
-  if (candidate && alarm) await freezeStream(db, candidate, error.code, node.clock.now());
-  if (candidate && CONTENT_CODES.includes(error.code)) {
-    await closeRefused(db, node, candidate, error.code);
-  }
+  // What a person has rejected stops nothing when a carrier brings it again.
+  if (candidate && !rejectedBefore) await actOnRefusal(importer, candidate, error.code);
   if (claimed) await removeIfThere(claimed);
   // Somebody may have put a good copy in its place meanwhile.
   if (inInbox && (await isSameFile(path, before))) await removeFile(db, node.clock, path, decided);
   return report;
+}
+
+/** Freezes the stream on an alarm, and closes a number whose content is at fault. */
+async function actOnRefusal(
+  { db, node }: Importer,
+  candidate: Candidate,
+  code: BatchCode,
+): Promise<void> {
+  const { link, stream } = candidate.manifest;
+  if (batchCodeKind(code) === 'alarm') await freezeStream(db, node, { link, stream, code });
+  if (CONTENT_CODES.includes(code)) await closeRefused(db, node, candidate, code);
+}
+
+/** Takes what two people released through everything again; nothing is skipped. */
+async function importReleased(importer: Importer, report: ImportReport): Promise<void> {
+  for (const file of await listReleases(importer.db)) {
+    note(report, await importReleasedFile(importer, file));
+  }
+}
+
+async function importReleasedFile(
+  importer: Importer,
+  released: QuarantinedFile,
+): Promise<FileReport> {
+  const { db, node, link, keys } = importer;
+  const file = released.file_name;
+  const path = keptPath(node, released);
+  let candidate: Candidate | undefined;
+  try {
+    if (path === null || !(await isThere(path))) throw copyGone(released);
+    candidate = { ...(await readCandidate(node, link, keys, path)), file };
+    const outcome = { ...(await importCandidate(importer, candidate)), file };
+    if (outcome.outcome === 'DUPLICATE' && !(await wasApplied(db, candidate))) {
+      throw numberClosed(released, candidate);
+    }
+    await closeRelease(db, node, released, outcome.outcome);
+    return outcome;
+  } catch (error) {
+    if (isConnectionError(error)) throw error;
+    if (!isBatchError(error)) {
+      node.log.error({ err: error, file }, 'release of a file failed');
+      return { file, outcome: 'FAILED', sentence: (error as Error).message };
+    }
+    const failure = postpone(error);
+    const report = { file, ...describe(failure, candidate) };
+    // What waits is tried again by the next import: it stays approved.
+    if (batchCodeKind(failure.code) === 'wait') return report;
+    node.log.warn({ file, code: failure.code, sentence: failure.message }, 'refused again');
+    await keepRefused(db, node, released, failure);
+    if (candidate) {
+      await actOnRefusal(importer, candidate, failure.code);
+      await removeIfThere(claimedPath(node, candidate));
+    }
+    return report;
+  }
+}
+
+async function wasApplied(db: Database, { digest }: Candidate): Promise<boolean> {
+  const applied = await rows(
+    db,
+    `select 1 from inbound_batches where digest = ? and state = 'applied'`,
+    [digest],
+  );
+  return applied.length > 0;
+}
+
+function copyGone({ report }: QuarantinedFile): BatchError {
+  return new SallyportError(
+    report.code,
+    'It was released, but its kept copy is gone from quarantine/.',
+    { next: 'Bring the file again from the sender, and reject this one.' },
+  ) as BatchError;
+}
+
+function numberClosed({ report }: QuarantinedFile, { manifest }: Candidate): BatchError {
+  return new SallyportError(
+    report.code,
+    `It was released, but number ${manifest.seq} of ${manifest.stream} was closed without it, and the sender knows.`,
+    { next: 'Reject it; what it held comes again under another number, or was given up.' },
+  ) as BatchError;
+}
+
+/** Says once that a file waits for a person. */
+async function callForPerson(
+  { db, node }: Importer,
+  path: string,
+  { code, message }: BatchError,
+): Promise<void> {
+  const since = await rememberFile(db, node.clock, path, { code, detail: message });
+  if (since?.getTime() !== node.clock.now().getTime()) return;
+  const facts = { file: basename(path), code, sentence: message };
+  node.log.error(facts, 'batch waits for a person');
 }
 
 /** Removes what a killed importer left; a copy whose batch was applied belongs to the archive. */
@@ -393,20 +523,30 @@ async function moveFile(source: string, target: string): Promise<void> {
   await syncDirectory(dirname(target));
 }
 
-function requireInTime(node: Node, { notAfter }: Manifest): void {
-  if (!notAfter || new Date(notAfter) >= node.clock.now()) return;
-  throw new SallyportError('EXPIRED', `It was to be imported by ${notAfter}.`, {
-    next: 'The number is closed and the sender is told; carry sooner, and ask again.',
-  });
-}
-
-function requireComplete({ header, manifest }: Candidate): void {
-  if (checkLength(header.size, header.line, manifest) === 'complete') return;
-  const expected = header.line.length + 1 + manifest.body.bytes;
+/**
+ * Our clock may be wrong rather than the batch late: what has expired waits while our time is far
+ * beyond everything that the far side has signed. The next batch of it settles the question.
+ */
+async function requireCredibleClock(
+  db: Database,
+  node: Node,
+  { link, createdAt, notAfter }: Manifest,
+): Promise<void> {
+  const now = node.clock.now();
+  if (!notAfter || new Date(notAfter) >= now) return;
+  const [known] = await rows<{ newest: Date | null }>(
+    db,
+    `select max(created_at) as newest from (
+       select created_at from inbound_batches where link = ? order by seen_at desc limit 1000) seen`,
+    [link],
+  );
+  const newest = Math.max(Date.parse(createdAt), known?.newest?.getTime() ?? 0);
+  if (now.getTime() - newest <= MAX_SILENCE_MS) return;
   throw new SallyportError(
-    'INCOMPLETE',
-    `It has ${header.size} of ${expected} bytes; a copy seems to be under way.`,
-    { next: 'Nothing: it is looked at again, and refused as TRUNCATED once it stops growing.' },
+    'WAIT_CLOCK',
+    `It seems expired, but our clock says ${now.toISOString()} and the newest batch of the far ` +
+      `side is of ${new Date(newest).toISOString()}.`,
+    { next: 'Set the clock right; if it is, the next batch of the far side lets this one expire.' },
   );
 }
 
@@ -435,7 +575,7 @@ function fileSystemFault(error: unknown): { sentence: string; next: string } | u
 }
 
 function isBatchError(error: unknown): error is BatchError {
-  return error instanceof SallyportError && /^[A-Z_]+$/.test(error.code);
+  return error instanceof SallyportError && /^[A-Z][A-Z0-9_]*$/.test(error.code);
 }
 
 function describe(

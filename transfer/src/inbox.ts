@@ -9,6 +9,7 @@ import {
   type Database,
 } from '@sallyport/shared';
 import { isBatchFileName, isForeign, parseBatchName, type HeaderLine } from './batch-file.js';
+import { SLIP_SUFFIX } from './custody-slip.js';
 
 /** How long an incomplete file may stay as it is before it counts as cut. */
 export const GROWTH_MS = 15 * 60_000;
@@ -30,7 +31,7 @@ export async function listInbox(folder: string): Promise<{ paths: string[]; fore
   );
   return {
     paths: hinted.map(({ name }) => join(folder, name)),
-    foreign: names.filter(isForeign),
+    foreign: names.filter((name) => isForeign(name) && !name.endsWith(SLIP_SUFFIX)),
   };
 }
 

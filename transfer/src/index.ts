@@ -3,12 +3,12 @@ export {
   administrationCommands,
   migrateNetwork,
   prepareNode,
-  showCard,
   withNetwork,
   type Installation,
   type OpenNetwork,
 } from './administration.js';
 export { batchName, parseBatchName } from './batch-file.js';
+export { pruneCustody, readCustody, type CustodyEvent } from './custody.js';
 export {
   exportControl,
   exportStream,
@@ -17,6 +17,8 @@ export {
   type Exported,
 } from './export.js';
 export { importBatches, type FileReport, type ImportReport } from './import.js';
+export { showCard } from './key-commands.js';
+export { unlockBy, type Unlock } from './key-files.js';
 export * from './keys.js';
 export * from './links.js';
 export { watchInbox } from './inbox-watch.js';
@@ -25,4 +27,9 @@ export * from './node.js';
 export * from './open-node.js';
 export * from './outbox.js';
 export * from './quarantine.js';
+export type { LostBatch, NetworkRules } from './record-rules.js';
+export { resendMissing } from './resend.js';
+export { judgeBatch, type Question, type Verdict } from './second-validator.js';
+export { closeSecondOpinion } from './second-opinion.js';
 export { pruneOutbox, pruneStore, publishSealed, tidyOutbox } from './store.js';
+export { validateBatch, type ValidatedBatch, type ValidatingNode } from './validate.js';

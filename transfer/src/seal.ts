@@ -1,5 +1,4 @@
 import { createReadStream } from 'node:fs';
-import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Knex } from 'knex';
 import type { Client } from 'pg';
@@ -15,6 +14,7 @@ import {
 import { makeAck, makeTail } from './acks.js';
 import { batchName } from './batch-file.js';
 import { writeBody, type Body } from './body.js';
+import { noteCustody } from './custody.js';
 import { removeIfThere, requireFree, writeFileDurably } from './durable-file.js';
 import { findRecipient, type Link } from './links.js';
 import { ZERO_DIGEST, signManifest, type Manifest } from './manifest.js';
@@ -69,6 +69,7 @@ export async function sealBatch(
         rawBytes: body.rawBytes,
         no: manifest.ack.no,
         ackVersion,
+        who: node.account,
         now: node.clock.now(),
       }),
     );
@@ -82,7 +83,7 @@ export async function sealBatch(
     );
     return true;
   } finally {
-    await rm(bodyPath, { force: true });
+    await removeIfThere(bodyPath);
   }
 }
 
@@ -99,7 +100,11 @@ async function writeRecords(
 ): Promise<Body> {
   const always = STREAMS[building.stream].alwaysEncrypted;
   const crypt = always ? 'age' : node.options.crypt(building.stream);
-  const recipients = crypt === 'age' ? [await findRecipient(db, building.link)] : [];
+  const { escrow } = node.options;
+  const recipients =
+    crypt === 'none'
+      ? []
+      : [await findRecipient(db, building.link), ...(escrow === undefined ? [] : [escrow])];
   return writeBody(() => readLines(db, building), { path, enc: 'gzip', crypt, recipients });
 }
 
@@ -202,6 +207,7 @@ async function markSealed(
     rawBytes: number;
     no: number;
     ackVersion: number;
+    who: string;
     now: Date;
   },
 ): Promise<boolean> {
@@ -216,6 +222,12 @@ async function markSealed(
     { ...facts, id: building.id, token: building.token },
   );
   if (sealed.length === 0) return false;
+  const { stream, epoch, seq } = building;
+  if (stream !== 'control') {
+    // The manifest itself tells the far side of this step.
+    const { digest, who, now: at } = facts;
+    await noteCustody(tx, [{ stream, epoch, seq, digest, step: 'sealed', who, at }], at);
+  }
   await tx.raw(`select pg_notify('sallyport_sealed', ?)`, [building.stream]);
   return true;
 }

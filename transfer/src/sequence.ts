@@ -7,10 +7,10 @@ import {
   type StreamName,
   type Transaction,
 } from '@sallyport/shared';
-import type { Manifest } from './manifest.js';
+import { ZERO_DIGEST, type Manifest } from './manifest.js';
 
 /** Beyond this a jump in the numbers waits for a person (spec: batch-format, FAST_FORWARD). */
-const MAX_JUMP = 10_000;
+export const MAX_JUMP = 10_000;
 
 /** How far a stream has been received. */
 export type Cursor = {
@@ -21,6 +21,8 @@ export type Cursor = {
   /** The highest number that was seen, closed or waiting. */
   newest: number;
   frozenCode: BatchCode | null;
+  /** Up to here two people allowed the numbers to jump. */
+  jumpAllowedTo: number | null;
 };
 
 /** What is known around one number: itself, its predecessor's digest, its successor's link back. */
@@ -30,9 +32,12 @@ export type Neighbours = {
   after: string | undefined;
 };
 
-export type Decision = 'apply' | 'heal' | 'wait' | 'duplicate';
+/** `announce`: it opens a new epoch, in which every stream of the sender starts again. */
+export type Decision = 'apply' | 'heal' | 'wait' | 'duplicate' | 'announce';
 
-type Numbered = Pick<Manifest, 'stream' | 'epoch' | 'seq' | 'prev' | 'kind'>;
+type Numbered = Pick<Manifest, 'stream' | 'epoch' | 'seq' | 'prev' | 'kind'> & {
+  types?: Manifest['types'];
+};
 
 /**
  * What is to be done with a verified batch, by its place in the sequence (the table of
@@ -46,6 +51,7 @@ export function decide(
   { known, before, after }: Neighbours,
 ): Decision {
   const name = `${batch.stream} number ${batch.seq}`;
+  if (!known && opensEpoch(batch, cursor)) return 'announce';
   requireEpoch(batch, cursor, name);
   if (known && known.digest !== digest) {
     throw new SallyportError(
@@ -56,20 +62,23 @@ export function decide(
       },
     );
   }
-  if (known ? known.state !== 'waiting' : batch.seq <= cursor.contiguous) return 'duplicate';
+  const independent = STREAMS[batch.stream].order === 'independent';
+  const late = known?.state === 'withdrawn' && independent;
+  const closed = known ? known.state !== 'waiting' : batch.seq <= cursor.contiguous;
+  if (closed && !late) return 'duplicate';
   if (cursor.frozenCode) {
     throw new SallyportError(
       'WAIT_APPROVAL',
       `${batch.stream} is frozen since ${cursor.frozenCode}; ${name} waits for a person.`,
-      { next: 'Look at the quarantined file and its report, and tell the sender.' },
+      { next: 'link frozen shows the evidence; link unfreeze lets the stream go on.' },
     );
   }
   const top = Math.max(cursor.contiguous, cursor.newest);
-  if (batch.seq > top + MAX_JUMP) {
+  if (batch.seq > top + MAX_JUMP && batch.seq > (cursor.jumpAllowedTo ?? 0)) {
     throw new SallyportError(
       'WAIT_APPROVAL',
       `${name} jumps ${batch.seq - top} numbers ahead (FAST_FORWARD); at most ${MAX_JUMP} pass unasked.`,
-      { next: 'Ask the sender for its last number before letting it in.' },
+      { next: `Ask the sender for its last number, then link allow ${batch.stream} NUMBER.` },
     );
   }
   if (batch.seq === cursor.contiguous + 1) {
@@ -77,7 +86,7 @@ export function decide(
     if (after) requireChain(`${batch.stream} number ${batch.seq + 1}`, after, digest);
     return 'apply';
   }
-  if (STREAMS[batch.stream].order === 'ordered') {
+  if (!independent) {
     return batch.kind === 'snapshot' ? 'heal' : 'wait';
   }
   if (before) requireChain(name, batch.prev, before);
@@ -94,7 +103,8 @@ export async function readCursor(
 ): Promise<Cursor> {
   const [cursor] = await rows<Omit<Cursor, 'newest'>>(
     db,
-    `select epoch, contiguous, contiguous_digest as digest, frozen_code as "frozenCode"
+    `select epoch, contiguous, contiguous_digest as digest, frozen_code as "frozenCode",
+       jump_allowed_to as "jumpAllowedTo"
      from inbound_streams where link = ? and stream = ? ${lock ? 'for update' : ''}`,
     [link, stream],
   );
@@ -113,7 +123,7 @@ export async function readNeighbours(
   link: string,
   batch: Numbered,
 ): Promise<Neighbours> {
-  const found = await rows<{ seq: number; digest: string; prev: string; state: string }>(
+  const found = await rows<{ seq: number; digest: string; prev: string | null; state: string }>(
     db,
     `select seq, digest, prev, state from inbound_batches
      where link = ? and stream = ? and epoch = ? and seq between ? and ?`,
@@ -124,7 +134,7 @@ export async function readNeighbours(
   return {
     known: known && { digest: known.digest, state: known.state },
     before: at(batch.seq - 1)?.digest,
-    after: at(batch.seq + 1)?.prev,
+    after: at(batch.seq + 1)?.prev ?? undefined,
   };
 }
 
@@ -161,6 +171,34 @@ export async function advanceCursor(
        )`,
     { link, stream, closed },
   );
+}
+
+/**
+ * Starts every stream of the far side again, at number 1 of its new epoch: what waited of the epochs
+ * before is superseded, and no alarm of theirs holds anything up any more.
+ */
+export async function restartCursors(tx: Transaction, link: string, epoch: number): Promise<void> {
+  await tx.raw(
+    `update inbound_streams set epoch = :epoch, contiguous = 0, contiguous_digest = :zero,
+       tail_seq = 0, tail_digest = null, frozen_code = null, frozen_at = null, jump_allowed_to = null
+     where link = :link`,
+    { link, epoch, zero: ZERO_DIGEST },
+  );
+  await tx.raw(
+    `update inbound_batches set state = 'superseded', code = 'OLD_EPOCH'
+     where link = :link and epoch < :epoch and state = 'waiting'`,
+    { link, epoch },
+  );
+  await tx.raw(
+    'update links set far_epoch = :epoch, ack_version = ack_version + 1 where link = :link',
+    { link, epoch },
+  );
+}
+
+/** The first batch of a new epoch is number 1 of control, and says so. */
+function opensEpoch(batch: Numbered, cursor: Cursor): boolean {
+  const first = batch.stream === 'control' && batch.seq === 1 && batch.prev === ZERO_DIGEST;
+  return first && batch.epoch > cursor.epoch && batch.types?.['key.change'] !== undefined;
 }
 
 function requireEpoch(batch: Numbered, cursor: Cursor, name: string): void {

@@ -8,7 +8,8 @@ import type { Node } from './node.js';
 
 const DAY_MS = 86_400_000;
 
-type StoredBatch = { id: string; fileName: string; stream: string; seq: number };
+/** A sealed batch whose bytes are, or should be, in the store. */
+export type StoredBatch = { id: string; fileName: string; stream: StreamName; seq: number };
 
 /**
  * Copies what is sealed and not yet published into the outbox folder. The same bytes each time; a
@@ -25,60 +26,79 @@ export async function publishSealed(db: Database, node: Node, stream: StreamName
   for (const batch of sealed) {
     await publishBatch(node, batch);
     await db.raw(
-      `update outbound_batches set state = 'ready', ready_at = ?, version = version + 1
-       where id = ? and state = 'sealed'`,
-      [node.clock.now(), batch.id],
+      `update outbound_batches set state = 'ready', ready_at = :now, published_at = :now,
+         publications = publications + 1, version = version + 1
+       where id = :id and state = 'sealed'`,
+      { now: node.clock.now(), id: batch.id },
     );
   }
   return sealed.length;
 }
 
-/** Removes from the outbox folder what the far side has acknowledged; other files are not touched. */
+/**
+ * Removes from the outbox folder what is closed, and over a one-way link what was published often and
+ * long enough; not what was published again after its acknowledgement, and no other files.
+ */
 export async function tidyOutbox(db: Database, node: Node): Promise<number> {
   const published = (await readdir(node.folders.outbox)).filter((name) => name.endsWith('.batch'));
   if (published.length === 0) return 0;
   const done = await rows<{ fileName: string }>(
     db,
     `select file_name as "fileName" from outbound_batches
-     where file_name = any(?) and state in ('acked', 'rejected', 'withdrawn')`,
-    [published],
+     where file_name = any(:published) and (
+       state in ('rejected', 'withdrawn')
+       or state = 'acked' and (published_at is null or published_at <= acked_at
+         or published_at <= :before)
+       or :oneWay and state in ('ready', 'handed_over') and sealed_at <= :before
+         and published_at <= :before)`,
+    {
+      published,
+      oneWay: node.options.oneWay,
+      before: daysAgo(node, node.options.historyDays),
+    },
   );
   for (const { fileName } of done) await removeIfThere(join(node.folders.outbox, fileName));
   return done.length;
 }
 
-/** Deletes stored bytes some days after their acknowledgement, never the newest of a stream. */
+/**
+ * Deletes stored bytes some days after their number was closed, or over a one-way link, where nothing
+ * ever is, after it was sealed; never the newest of a stream.
+ */
 export async function pruneStore(db: Database, node: Node): Promise<number> {
   const stored = (await readdir(node.folders.store)).filter((name) => name.endsWith('.batch'));
   if (stored.length === 0) return 0;
+  const { keepDays, historyDays, oneWay } = node.options;
   const old = await rows<{ fileName: string }>(
     db,
     `select file_name as "fileName" from outbound_batches b
-     where file_name = any(:stored) and state in ('acked', 'rejected', 'withdrawn')
-       and coalesce(acked_at, sealed_at) <= :before
+     where file_name = any(:stored) and (
+       state in ('acked', 'rejected', 'withdrawn')
+         and coalesce(closed_at, acked_at, sealed_at) <= :before
+       or :oneWay and state in ('ready', 'handed_over') and sealed_at <= :before)
        and seq < (select max(seq) from outbound_batches n
                   where n.link = b.link and n.stream = b.stream and n.epoch = b.epoch)`,
-    {
-      stored,
-      before: new Date(node.clock.now().getTime() - node.options.keepDays * DAY_MS),
-    },
+    { stored, oneWay, before: daysAgo(node, oneWay ? Math.max(keepDays, historyDays) : keepDays) },
   );
   for (const { fileName } of old) await removeIfThere(join(node.folders.store, fileName));
   return old.length;
 }
 
 /**
- * Deletes the outbox rows of results some days after the batch that carried them was acknowledged:
- * the answers themselves are kept elsewhere. Rows of requests are needed to tell their status.
+ * Deletes the outbox rows of results some days after the batch that carried them was closed, or over
+ * a one-way link sealed: the answers themselves are kept elsewhere. Rows of requests are needed to
+ * tell their status.
  */
 export async function pruneOutbox(db: Database, node: Node): Promise<number> {
-  const before = new Date(node.clock.now().getTime() - node.options.keepDays * DAY_MS);
+  const { keepDays, oneWay } = node.options;
   const deleted = await rows(
     db,
     `delete from outbox_records o using outbound_batches b
      where b.id = o.batch_id and b.stream in ('results', 'results.bulk', 'control')
-       and b.state = 'acked' and b.acked_at <= ? returning o.position`,
-    [before],
+       and (b.state in ('acked', 'rejected', 'withdrawn')
+         or :oneWay and b.state in ('ready', 'handed_over'))
+       and coalesce(b.closed_at, b.acked_at, b.sealed_at) <= :before returning o.position`,
+    { oneWay, before: daysAgo(node, keepDays) },
   );
   return deleted.length;
 }
@@ -146,7 +166,15 @@ function compareNumbers(a: Numbered, b: Numbered): number {
   return a.epoch - b.epoch || a.seq - b.seq;
 }
 
-async function publishBatch(node: Node, batch: StoredBatch): Promise<void> {
+function daysAgo(node: Node, days: number): Date {
+  return new Date(node.clock.now().getTime() - days * DAY_MS);
+}
+
+/**
+ * Copies a stored batch into the outbox folder, under the same name, with the same bytes.
+ * @throws SallyportError `outbox-unwritable`, `store-bytes-missing`.
+ */
+export async function publishBatch(node: Node, batch: StoredBatch): Promise<void> {
   const source = join(node.folders.store, batch.fileName);
   const bytes = await stat(source).catch(() => undefined);
   if (!bytes) {
@@ -154,7 +182,7 @@ async function publishBatch(node: Node, batch: StoredBatch): Promise<void> {
       'store-bytes-missing',
       `Number ${batch.seq} of ${batch.stream} is sealed, but its bytes are gone from the store.`,
       {
-        next: 'Restore the file from a backup of the store, or restore the database to before it.',
+        next: `Restore the file from a backup of the store; if there is none, two people give the number up with write-off ${batch.stream} ${batch.seq} --reason TEXT.`,
       },
     );
   }
@@ -180,6 +208,8 @@ function olderThanStore(stream: string, name: string): SallyportError {
   return new SallyportError(
     'store-ahead',
     `The store holds ${name}, which this database does not know: it is older than its store.`,
-    { next: `Nothing of ${stream} is exported. Restore a newer backup of the database.` },
+    {
+      next: `Nothing of ${stream} is exported. Restore a newer backup of the database, or run re-adopt.`,
+    },
   );
 }

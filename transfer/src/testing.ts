@@ -19,6 +19,17 @@ import type { OutgoingRecord } from './outbox.js';
 // What benchmarks and drills take apart that nobody else should.
 export { signManifest } from './manifest.js';
 export { openBody, writeBody } from './body.js';
+export { checkLength, claimBatch, readHeaderLine } from './batch-file.js';
+export { readCandidate } from './candidate.js';
+export { listBadMedia } from './carrier.js';
+export { unfreezeStream } from './freezes.js';
+export { revokeFarKey, rotateKeys } from './key-rotation.js';
+export { readLinkStatus } from './link-status.js';
+export { readMedia } from './media-read.js';
+export { writeMedia } from './media-write.js';
+export { spaceOf } from './medium.js';
+export { reAdopt } from './re-adopt.js';
+export { readBack } from './read-back.js';
 
 /** A node of its own with a database, folders and keys; for tests only. */
 export type TestNode = Node & { test: TestDatabase; time: { now: Date }; remove(): Promise<void> };
@@ -52,6 +63,10 @@ export async function makeTestNode(
       notAfterDays: 30,
       keepDays: 30,
       reserveBytes: 0,
+      gapHours: () => 24,
+      oneWay: false,
+      repeat: 3,
+      historyDays: 7,
       ...options,
     },
     test,
@@ -122,13 +137,14 @@ export function settingRecord(id: string, key: string, version: number): Outgoin
 
 /** Keeps what arrives in a table of its own, `applied(t, id, d, text)`, one row per entity. */
 export const recordingApplies: ApplyTable = {
-  request: keep('request'),
-  'request.cancel': keep('request.cancel'),
-  setting: keep('setting'),
-  result: keep('result'),
+  request: keepRecords('request'),
+  'request.cancel': keepRecords('request.cancel'),
+  setting: keepRecords('setting'),
+  result: keepRecords('result'),
 };
 
-function keep(type: string) {
+/** An apply function that keeps the records of a type as {@link recordingApplies} does. */
+export function keepRecords(type: string) {
   return async (tx: Transaction): Promise<void> => {
     await tx.raw(
       `create table if not exists applied (t text, id uuid, d jsonb, text text, code text,

@@ -1,0 +1,288 @@
+import { copyFile, mkdir, readFile, readdir, rm, symlink, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { expect } from 'chai';
+import { rows, type CommandOutput } from '@sallyport/shared';
+import { decideApproval, listApprovals } from './approvals.js';
+import { decisionCommands } from './decision-commands.js';
+import { exportStream } from './export.js';
+import { importBatches, type ImportReport } from './import.js';
+import { sendRecords } from './outbox.js';
+import { listQuarantine, type QuarantineDetails } from './quarantine.js';
+import { codeOfAsync } from './test-codes.js';
+import {
+  appliedIds,
+  makeTestNode,
+  makeTestPair,
+  recordingApplies,
+  requestRecord,
+  type TestNode,
+} from './testing.js';
+
+const outcomes = (report: ImportReport) => report.files.map(({ outcome }) => outcome);
+
+describe('quarantine', () => {
+  let red: TestNode;
+  let blue: TestNode;
+  let remove: () => Promise<void>;
+
+  const importInto = (node: TestNode) => importBatches(node.test.db, node, recordingApplies);
+  const run = async (
+    command: string,
+    positionals: string[] = [],
+    values: Record<string, string> = {},
+    switches: string[] = [],
+  ): Promise<CommandOutput> => {
+    const importAll = async () => {
+      const data = await importInto(blue);
+      return { text: 'imported', data };
+    };
+    const commands = decisionCommands((use) => use({ db: blue.test.db, node: blue, importAll }));
+    const args = { positionals, values, switches: new Set(switches) };
+    const output = await commands[command]?.run(args);
+    if (!output) throw new Error(`${command} said nothing`);
+    return output;
+  };
+  const show = async (id: string) => (await run('quarantine show', [id])).data as QuarantineDetails;
+  const seal = async () => {
+    await sendRecords(red.test.db, 'requests', [requestRecord()], red.clock.now());
+    const before = new Set(await readdir(red.folders.outbox));
+    await exportStream(red.test.db, red, 'requests');
+    return (await readdir(red.folders.outbox)).find((name) => !before.has(name)) ?? '';
+  };
+  const deliver = (name: string) =>
+    copyFile(join(red.folders.outbox, name), join(blue.folders.inbox, name));
+  const deliverDamaged = async (name: string) => {
+    const bytes = await readFile(join(red.folders.outbox, name));
+    bytes[bytes.length - 20] = (bytes[bytes.length - 20] ?? 0) ^ 1;
+    await writeFile(join(blue.folders.inbox, name), bytes);
+  };
+  /** A batch that this network cannot open because its own age key is not the right one just now. */
+  const refuseUnopened = async () => {
+    const stranger = await makeTestNode('response');
+    const keys = { ...blue.keys, ageIdentities: stranger.keys.ageIdentities };
+    await stranger.remove();
+    const name = await seal();
+    await deliver(name);
+    const report = await importBatches(blue.test.db, { ...blue, keys }, recordingApplies);
+    expect(outcomes(report)).to.deep.equal(['DECRYPT_FAILED']);
+    const [file] = await listQuarantine(blue.test.db);
+    return file?.id ?? '';
+  };
+  const releaseBy = async (id: string, second = 'user:ben') => {
+    await run('quarantine release', [id], { reason: 'the key is back' });
+    const [asked] = await listApprovals(blue.test.db);
+    const decided = { id: asked?.id ?? '', by: second, decision: 'approved' as const };
+    await decideApproval(blue.test.db, blue, decided);
+    return importInto(blue);
+  };
+
+  beforeEach(async () => {
+    ({ red, blue, remove } = await makeTestPair());
+  });
+  afterEach(() => remove());
+
+  it('applies a file that two people released, through the whole import', async () => {
+    const id = await refuseUnopened();
+    expect(outcomes(await releaseBy(id))).to.deep.equal(['APPLIED']);
+    expect(await appliedIds(blue)).to.have.lengthOf(1);
+    expect(await listQuarantine(blue.test.db)).to.deep.equal([]);
+    const { file, bytes } = await show(id);
+    expect(file.decision).to.equal('released');
+    expect(file.decided_by).to.match(/^cli:.+, user:ben$/);
+    expect(bytes).to.equal('gone');
+    const done = await rows(
+      blue.test.db,
+      `select 1 from audit_log where action = 'quarantine.release'`,
+    );
+    expect(done).to.have.lengthOf(1);
+  });
+
+  it('imports what is released within the approving command', async () => {
+    const id = await refuseUnopened();
+    const asked = (await run('quarantine release', [id], { reason: 'x' })).data as { id: string };
+    await blue.test.db.raw(`update approvals set asked_by = 'cli:somebody'`);
+    await run('approvals approve', [asked.id]);
+    expect(await appliedIds(blue)).to.have.lengthOf(1);
+  });
+
+  it('does not let one person release', async () => {
+    const id = await refuseUnopened();
+    const asked = (await run('quarantine release', [id], { reason: 'x' })).data as { id: string };
+    const alone = run('approvals approve', [asked.id]);
+    expect(await codeOfAsync(alone)).to.equal('approval-same-person');
+    expect(outcomes(await importInto(blue))).to.deep.equal([]);
+  });
+
+  it('is left as it is when the second person declines', async () => {
+    const id = await refuseUnopened();
+    const asked = (await run('quarantine release', [id], { reason: 'x' })).data as { id: string };
+    expect((await run('approvals ls')).text).to.contain(asked.id);
+    await run('approvals decline', [asked.id], { reason: 'not now' });
+    expect((await run('approvals ls')).data).to.deep.equal([]);
+    const [kept] = (await run('approvals ls', [], {}, ['all'])).data as { answer: string }[];
+    expect(kept?.answer).to.equal('not now');
+    expect(outcomes(await importInto(blue))).to.deep.equal([]);
+    expect((await show(id)).file.decision).to.equal(null);
+  });
+
+  it('keeps a released file that is refused again, with the new report', async () => {
+    await deliverDamaged(await seal());
+    await importInto(blue);
+    const [file] = await listQuarantine(blue.test.db);
+    const id = file?.id ?? '';
+    blue.time.now = new Date(blue.time.now.getTime() + 60_000);
+    expect(outcomes(await releaseBy(id))).to.deep.equal(['HASH_MISMATCH']);
+    const again = await show(id);
+    expect(again.file.decision).to.equal(null);
+    expect(again.file.report.at).to.equal(blue.time.now.toISOString());
+    expect(again.bytes).to.equal('whole');
+    expect(await appliedIds(blue)).to.deep.equal([]);
+    expect(outcomes(await importInto(blue))).to.deep.equal([]);
+  });
+
+  it('takes a release again that a wait held up', async () => {
+    const id = await refuseUnopened();
+    await blue.test.db.raw(
+      `update inbound_streams set frozen_code = 'SEQ_FORK', frozen_at = now()`,
+    );
+    expect(outcomes(await releaseBy(id))).to.deep.equal(['WAIT_APPROVAL']);
+    await run('link unfreeze', ['requests'], { reason: 'asked them' });
+    expect(await appliedIds(blue)).to.have.lengthOf(1);
+    expect((await show(id)).file.decision).to.equal('released');
+  });
+
+  it('does not apply what was closed without it', async () => {
+    const name = await seal();
+    blue.time.now = new Date(blue.time.now.getTime() + 31 * 86_400_000);
+    await deliver(name);
+    expect(outcomes(await importInto(blue))).to.deep.equal(['EXPIRED']);
+    blue.time.now = new Date(blue.time.now.getTime() - 31 * 86_400_000);
+    const [file] = await listQuarantine(blue.test.db);
+    const id = file?.id ?? '';
+    await releaseBy(id);
+    expect(await appliedIds(blue)).to.deep.equal([]);
+    const { file: kept, sequence, known } = await show(id);
+    expect(kept.decision).to.equal(null);
+    expect(kept.report.sentence).to.contain('closed without it');
+    expect(sequence).to.contain('closed');
+    expect(known).to.include({ state: 'rejected', code: 'EXPIRED' });
+  });
+
+  it('rejects a file: bytes deleted, report kept, the same file not kept again', async () => {
+    const name = await seal();
+    await deliverDamaged(name);
+    await importInto(blue);
+    const [file] = await listQuarantine(blue.test.db);
+    const id = file?.id ?? '';
+    await run('quarantine release', [id], { reason: 'perhaps' });
+    await run('quarantine reject', [id], { reason: 'a bad stick' });
+    await run('quarantine reject', [id], { reason: 'a bad stick' });
+    const folder = join(blue.folders.quarantine, 'HASH_MISMATCH', file?.digest ?? '');
+    expect(await readdir(folder)).to.deep.equal(['report.json']);
+    expect(await listQuarantine(blue.test.db)).to.deep.equal([]);
+    expect(await listApprovals(blue.test.db)).to.deep.equal([]);
+    await deliverDamaged(name);
+    expect(outcomes(await importInto(blue))).to.deep.equal(['HASH_MISMATCH']);
+    expect(await readdir(folder)).to.deep.equal(['report.json']);
+    const released = run('quarantine release', [id], { reason: 'after all' });
+    expect(await codeOfAsync(released)).to.equal('already-final');
+    await deliver(name);
+    expect(outcomes(await importInto(blue))).to.deep.equal(['APPLIED']);
+  });
+
+  it('works when quarantine/ was emptied by hand', async () => {
+    const id = await refuseUnopened();
+    await rm(blue.folders.quarantine, { recursive: true });
+    await mkdir(blue.folders.quarantine);
+    expect((await run('quarantine ls')).text).to.contain('DECRYPT_FAILED');
+    expect((await run('quarantine show', [id])).text).to.contain('gone');
+    const released = run('quarantine release', [id], { reason: 'x' });
+    expect(await codeOfAsync(released)).to.equal('quarantine-bytes-missing');
+    await run('quarantine reject', [id], { reason: 'x' });
+    expect(await listQuarantine(blue.test.db)).to.deep.equal([]);
+  });
+
+  it('says so when the copy vanished between approval and import', async () => {
+    const id = await refuseUnopened();
+    await run('quarantine release', [id], { reason: 'x' });
+    await rm(blue.folders.quarantine, { recursive: true });
+    await mkdir(blue.folders.quarantine);
+    const [asked] = await listApprovals(blue.test.db);
+    const decided = { id: asked?.id ?? '', by: 'user:ben', decision: 'approved' as const };
+    await decideApproval(blue.test.db, blue, decided);
+    expect(outcomes(await importInto(blue))).to.deep.equal(['DECRYPT_FAILED']);
+    expect((await show(id)).file.report.sentence).to.contain('gone');
+    expect(outcomes(await importInto(blue))).to.deep.equal([]);
+  });
+
+  it('does not release a file of which only the beginning was kept', async () => {
+    const bytes = Buffer.alloc(3 * 1024 * 1024, 'x');
+    bytes[100] = 10;
+    await writeFile(join(blue.folders.inbox, 'strange.batch'), bytes);
+    await importInto(blue);
+    const [file] = await listQuarantine(blue.test.db);
+    const released = run('quarantine release', [file?.id ?? ''], { reason: 'x' });
+    expect(await codeOfAsync(released)).to.equal('quarantine-bytes-missing');
+    expect((await run('quarantine show', [file?.id ?? ''])).text).to.contain('first 1048576 bytes');
+  });
+
+  it('lists what was never opened, once', async () => {
+    await symlink('/etc/hostname', join(blue.folders.inbox, 'link.batch'));
+    await importInto(blue);
+    await importInto(blue);
+    const [file, more] = await listQuarantine(blue.test.db);
+    expect(more).to.equal(undefined);
+    expect(file).to.deep.include({
+      code: 'NOT_REGULAR_FILE',
+      digest: null,
+      file_name: 'link.batch',
+    });
+    expect((await show(file?.id ?? '')).bytes).to.equal('none');
+    await run('quarantine reject', [file?.id ?? ''], { reason: 'x' });
+    expect(await listQuarantine(blue.test.db)).to.deep.equal([]);
+  });
+
+  it('finds a file by the beginning of its id or digest, when only one has it', async () => {
+    const [first, second] = [await seal(), await seal()];
+    await deliverDamaged(first);
+    await deliverDamaged(second);
+    await importInto(blue);
+    const [file, other] = await listQuarantine(blue.test.db);
+    expect((await show((file?.digest ?? '').slice(0, 16))).file.id).to.equal(file?.id);
+    expect((await show(other?.report.batch ?? '')).file.id).to.equal(other?.id);
+    expect(await codeOfAsync(show('ffffffffffff'))).to.equal('not-found');
+    expect(await codeOfAsync(show('%'))).to.equal('usage');
+    const shared = (file?.id ?? '').slice(0, 4);
+    expect(await codeOfAsync(show(shared))).to.equal('usage');
+  });
+
+  it('filters the list by code and stream, and shows decided files only when told to', async () => {
+    await deliverDamaged(await seal());
+    await writeFile(join(blue.folders.inbox, 'noise.batch'), 'no batch\n');
+    await importInto(blue);
+    const list = async (values: Record<string, string>, switches: string[] = []) => {
+      const { data } = await run('quarantine ls', [], values, switches);
+      return (data as { code: string }[]).map(({ code }) => code);
+    };
+    expect(await list({})).to.have.lengthOf(2);
+    expect(await list({ code: 'HASH_MISMATCH' })).to.deep.equal(['HASH_MISMATCH']);
+    expect(await list({ stream: 'requests' })).to.deep.equal(['HASH_MISMATCH']);
+    const [file] = await listQuarantine(blue.test.db, { code: 'HASH_MISMATCH' });
+    await run('quarantine reject', [file?.id ?? ''], { reason: 'x' });
+    expect(await list({ stream: 'requests' })).to.deep.equal([]);
+    expect(await list({ stream: 'requests' }, ['all'])).to.deep.equal(['HASH_MISMATCH']);
+  });
+
+  it('names the other quarantined files of one number', async () => {
+    const name = await seal();
+    await deliverDamaged(name);
+    await importInto(blue);
+    const bytes = await readFile(join(red.folders.outbox, name));
+    await writeFile(join(blue.folders.inbox, name), Buffer.concat([bytes, Buffer.from('\n')]));
+    await importInto(blue);
+    const [file] = await listQuarantine(blue.test.db, { code: 'TRAILING_DATA' });
+    const { siblings, sequence } = await show(file?.id ?? '');
+    expect(siblings.map(({ code }) => code)).to.deep.equal(['HASH_MISMATCH']);
+    expect(sequence).to.contain('would be applied');
+  });
+});
