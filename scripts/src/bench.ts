@@ -6,6 +6,7 @@ import { crossingBenchmark } from './benchmarks/crossing.js';
 import { executionBenchmark } from './benchmarks/execution.js';
 import { filesBenchmark } from './benchmarks/files.js';
 import { firstAnswerBenchmark } from './benchmarks/first-answer.js';
+import { mediaBenchmark } from './benchmarks/media.js';
 import { memoryBenchmark } from './benchmarks/memory.js';
 import { smallBatchesBenchmark } from './benchmarks/small-batches.js';
 import { submitBenchmark } from './benchmarks/submit.js';
@@ -21,6 +22,7 @@ const BENCHMARKS: readonly Benchmark[] = [
   batchesBenchmark,
   smallBatchesBenchmark,
   filesBenchmark,
+  mediaBenchmark,
   executionBenchmark,
   crossingBenchmark,
   memoryBenchmark,

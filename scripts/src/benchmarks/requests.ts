@@ -60,7 +60,8 @@ export async function makePattern(site: Site): Promise<void> {
   await site.stop();
   await site.request.db.raw(
     `create table bench_pattern as
-       select row_number() over (order by position) - 1 as n, record_id, line from outbox_records`,
+       select row_number() over (order by position) - 1 as n, record_id, line
+       from outbox_records where stream = 'requests'`,
   );
   await site.request.db.raw('truncate outbox_records');
 }

@@ -30,7 +30,7 @@ export const smallBatchesBenchmark: Benchmark = {
 /** So many batches of 20 requests, with one of lane P0 that comes last by name and is taken first. */
 async function measureSmall(bench: Bench, site: Site): Promise<Row> {
   const count = bench.quick ? 300 : 10_000;
-  const { request, response } = site;
+  const { response } = site;
   bench.say('small-batches: sealing');
   await sealSmall(site, count);
   await sealControl(site);
