@@ -91,7 +91,6 @@ function shorten(row: AckRow, share: number): StreamAck {
 
 /** What the import of an acknowledgement changed; `alarms` have the stream in `extra`. */
 export type AckOutcome = {
-  acked: number;
   /** The batches that are known as applied from now on. */
   receipts: BatchKey[];
   refused: (LostBatch & { link: string })[];
@@ -109,7 +108,7 @@ export async function mergeAck(
   ack: Ack,
   now: Date,
 ): Promise<AckOutcome> {
-  const outcome: AckOutcome = { acked: 0, receipts: [], refused: [], alarms: [] };
+  const outcome: AckOutcome = { receipts: [], refused: [], alarms: [] };
   const epoch = await noteIncarnation(tx, link, ack, now);
   if (epoch === undefined) return outcome;
   const repeated = await noteRepeated(tx, link, ack, now);
@@ -291,7 +290,6 @@ async function mergeStream(
     applied: known?.applied ?? '{}',
     now,
   });
-  outcome.acked += acked.length;
   outcome.receipts.push(...acked);
 }
 

@@ -66,8 +66,8 @@ export async function applyBatch(
   claimed: string,
 ): Promise<boolean> {
   const { manifest, digest, header } = candidate;
-  const plain = join(node.folders.staging, `import-${digest}.plain`);
-  await rm(plain, { force: true });
+  // A name of its own: another importer that lost its lock must not write what we read.
+  const plain = join(node.folders.staging, `import-${digest}.${newId()}.plain`);
   // It reads the same copy while we open and stage it; its word counts before the commit.
   const opinion = askSecondOpinion(
     {

@@ -313,16 +313,18 @@ function describeFailure(error: unknown): string {
   }
 }
 
-const LEFTOVER_NAME = /^(.+)\.[0-9a-f]{16}\.tmp$/;
+/** What `watch` and `read` call a copy under way. */
+const LEFTOVER_NAME = /^(?:(.+)\.[0-9a-f]{16}\.tmp|\.(.+)\.[0-9a-f]{16}\.part)$/;
 /** No copy under way is that old: each piece that is written makes it new. */
 const LEFTOVER_MS = 3_600_000;
 
 function isLeftoverName(name: string): boolean {
-  return isBatchFileName(LEFTOVER_NAME.exec(name)?.[1] ?? '');
+  const [, carried, read] = LEFTOVER_NAME.exec(name) ?? [];
+  return isBatchFileName(carried ?? read ?? '');
 }
 
-/** What cannot be looked at or removed does no harm; it stays. */
-async function removeLeftovers(to: string, names: Iterable<string>): Promise<void> {
+/** Removes what killed carriers left half copied. What cannot be removed does no harm; it stays. */
+export async function removeLeftovers(to: string, names: Iterable<string>): Promise<void> {
   for (const name of names) {
     if (!isLeftoverName(name)) continue;
     const path = join(to, name);

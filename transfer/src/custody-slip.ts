@@ -6,7 +6,6 @@ import { writeFileDurably } from './durable-file.js';
 
 /** What a carrier can attest of a batch. */
 export const SLIP_STEPS = ['written', 'read_back', 'handed_over', 'received'] as const;
-export type SlipStep = (typeof SLIP_STEPS)[number];
 
 /** How a slip file's name ends. */
 export const SLIP_SUFFIX = '.slip.json';

@@ -60,23 +60,25 @@ export async function freezeStream(
   node: Node,
   { link, stream, code }: { link: string; stream: StreamName; code: BatchCode },
 ): Promise<void> {
-  const now = node.clock.now();
-  await db.transaction(async (tx) => {
-    const frozen = await rows(
-      tx,
-      `update inbound_streams set frozen_code = ?, frozen_at = ?
-       where link = ? and stream = ? and frozen_code is null returning stream`,
-      [code, now, link, stream],
-    );
-    if (frozen.length === 0) return;
-    await appendAudit(tx, {
-      at: now,
-      actor: node.account,
-      action: 'link.freeze',
-      subject: stream,
-      details: { code, direction: 'in' },
-    });
-  });
+  const [at, actor] = [node.clock.now(), node.account];
+  await db.transaction((tx) => markFrozen(tx, { link, stream, code, at, actor }));
+}
+
+/** The same in the caller's transaction, by whoever is named. */
+export async function markFrozen(
+  tx: Transaction,
+  alarm: { link: string; stream: StreamName; code: BatchCode; at: Date; actor: string },
+): Promise<void> {
+  const { link, stream, code, at, actor } = alarm;
+  const frozen = await rows(
+    tx,
+    `update inbound_streams set frozen_code = ?, frozen_at = ?
+     where link = ? and stream = ? and frozen_code is null returning stream`,
+    [code, at, link, stream],
+  );
+  if (frozen.length === 0) return;
+  const details = { code, direction: 'in' };
+  await appendAudit(tx, { at, actor, action: 'link.freeze', subject: stream, details });
 }
 
 /**

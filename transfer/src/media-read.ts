@@ -1,8 +1,9 @@
 import { createHash, randomBytes } from 'node:crypto';
-import { lstat, realpath, rm } from 'node:fs/promises';
+import { lstat, readdir, realpath, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { type Clock, SallyportError, systemClock } from '@sallyport/shared';
 import { claimBatch } from './batch-file.js';
+import { removeLeftovers } from './carry.js';
 import { type Carrier, loadReadMemory, type ReadMemory, saveReadMemory } from './carrier.js';
 import { type SlipEvent, writeCustodySlips } from './custody-slip.js';
 import { errorCode, syncDirectory } from './durable-file.js';
@@ -93,6 +94,7 @@ type Content = { medium: Pick<Medium, 'root'> & Partial<Medium>; content: Medium
  */
 export async function readMedia(options: ReadOptions): Promise<ReadReport> {
   await requireInbox(options);
+  await removeLeftovers(options.into, await readdir(options.into));
   const clock = options.clock ?? systemClock;
   const memory = await loadReadMemory(options.carrier);
   const inHand = new Set(Object.keys(memory));

@@ -265,12 +265,6 @@ export function mediumError(error: unknown, root: string): unknown {
   }
 }
 
-/** Whether a failure is of the medium itself, so that nothing more can be done with it. */
-export function isOfMedium(error: unknown): error is SallyportError {
-  if (!(error instanceof SallyportError)) return false;
-  return error.code.startsWith('medium-') || error.code === 'read-back-differs';
-}
-
 async function scanNode(folder: string, to: string, content: MediumContent): Promise<void> {
   for (const name of await readdir(folder)) {
     const path = join(folder, name);

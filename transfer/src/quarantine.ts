@@ -17,7 +17,7 @@ import { readRange, removeIfThere, syncDirectory, writeFileDurably } from './dur
 import { findLink } from './links.js';
 import type { Manifest } from './manifest.js';
 import type { Node } from './node.js';
-import { decide, readCursor, readNeighbours } from './sequence.js';
+import { type Decision, decide, readCursor, readNeighbours } from './sequence.js';
 
 /** Why a file was refused; never any byte of its body. */
 export type QuarantineReport = {
@@ -363,14 +363,15 @@ async function askSequence(db: Database, report: QuarantineReport): Promise<stri
   const cursor = await readCursor(db, link.link, stream, { lock: false });
   try {
     const neighbours = await readNeighbours(db, link.link, numbered);
-    return SAYS[decide(numbered, batch, cursor, neighbours)] ?? null;
+    return SAYS[decide(numbered, batch, cursor, neighbours)];
   } catch (error) {
     if (!(error instanceof SallyportError)) throw error;
     return `${error.code}: ${error.message}`;
   }
 }
 
-const SAYS: Record<string, string> = {
+const SAYS: Record<Decision, string> = {
+  announce: 'It announces a new epoch of the sender: its numbers would start again at 1.',
   apply: 'Its number is open and fits: it would be applied.',
   heal: 'It is a snapshot that would heal the stream.',
   wait: 'Its number is open; it would wait for the ones before it.',

@@ -24,8 +24,8 @@ const MAX_NUMBERS = 10_000;
 
 /**
  * Publishes again, with the same bytes, what is due: numbers that the far side misses (at once, then
- * at most once per gap time of their lane), what a restored far side has lost, the announcement of our
- * epoch while the far side is in an older one, and, over a one-way link, everything several times.
+ * at most once per gap time of their lane), what a restored far side has lost, announcements of keys
+ * and epochs until they are acknowledged, and, over a one-way link, everything several times.
  * An ordered stream whose bytes are gone owes a snapshot. Safe to run from several processes.
  * @throws SallyportError `outbox-unwritable`.
  */
@@ -186,6 +186,7 @@ named as (
 )`;
 
 // What was never published since a far side lost it (published_at is null) is due in any case.
+// A far side that missed an announcement can read nothing that follows, so it cannot say so.
 const DUE_SQL = `
 with ${NAMED}, cutoffs as (
   select * from json_to_recordset(:cutoffs) as c(stream text, before timestamptz)
@@ -203,6 +204,7 @@ where b.link = :link and b.state in ('ready', 'handed_over') and b.file_name is 
       or b.stream = 'control' and b.seq = 1 and exists (
         select 1 from far_acks a where a.link = b.link and a.stream = b.stream
           and a.epoch < b.epoch and a.updated_at > b.published_at))
+    or b.stream = 'control' and b.types->'key.change' is not null and b.published_at <= c.before
     or b.publications < cast(:times as integer)
       and b.sealed_at > cast(:sealedAfter as timestamptz)
       and b.published_at <= cast(:publishedBefore as timestamptz))

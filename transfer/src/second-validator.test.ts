@@ -3,9 +3,14 @@ import { join } from 'node:path';
 import { createHash } from 'node:crypto';
 import { expect } from 'chai';
 import { gzipSync } from 'node:zlib';
-import { newId } from '@sallyport/shared';
+import { newId, RECORD_TYPES, STREAM_NAMES, STREAMS } from '@sallyport/shared';
 import { signManifest, type Manifest } from './manifest.js';
-import { judgeBatch, type Question, type Verdict } from './second-validator.js';
+import {
+  judgeBatch,
+  STREAMS as JUDGED_STREAMS,
+  type Question,
+  type Verdict,
+} from './second-validator.js';
 import {
   makeTestPair,
   requestLine,
@@ -13,6 +18,19 @@ import {
   writeTestBatch,
   type TestPair,
 } from './test-batch.js';
+
+describe('the second validator', () => {
+  it('knows every stream as it is, and no higher version than 1', () => {
+    const ours = STREAM_NAMES.map((name) => {
+      const { from, types, alwaysEncrypted } = STREAMS[name];
+      const secret = alwaysEncrypted ? { secret: true } : {};
+      return [name, { from: from.join(' '), types: types.join(' '), ...secret }];
+    });
+    expect(Object.fromEntries(JUDGED_STREAMS)).to.deep.equal(Object.fromEntries(ours));
+    const versions = Object.values(RECORD_TYPES).map(({ v }) => v);
+    expect(Math.max(...versions)).to.equal(1);
+  });
+});
 
 describe('judgeBatch', () => {
   let pair: TestPair;

@@ -51,7 +51,7 @@ const RECORDS = 1_000_000;
 const DAY = 86_400_000;
 
 /** Who sends a stream, what may be in it, and whether it must be encrypted. */
-const STREAMS = new Map<string, { from: string; types: string; secret?: true }>([
+export const STREAMS = new Map<string, { from: string; types: string; secret?: true }>([
   [
     'control',
     { from: 'request response', types: 'request.progress batch.withdrawn key.change custody' },

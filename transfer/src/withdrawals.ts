@@ -10,6 +10,7 @@ import {
   type StreamName,
   type Transaction,
 } from '@sallyport/shared';
+import { markFrozen } from './freezes.js';
 import type { ImportedBatch } from './apply.js';
 import { findLink } from './links.js';
 import type { Node } from './node.js';
@@ -153,11 +154,7 @@ async function closeWithdrawn(
   const code: BatchCode | undefined =
     known && known.digest !== digest ? 'SEQ_FORK' : after === digest ? undefined : 'CHAIN_BREAK';
   if (code) {
-    await tx.raw(
-      `update inbound_streams set frozen_code = ?, frozen_at = ?
-       where link = ? and stream = ? and frozen_code is null`,
-      [code, now, link, stream],
-    );
+    await markFrozen(tx, { link, stream, code, at: now, actor: `far:${by.join('+')}` });
     return audit('link.alarm', { code, sentence: 'A withdrawal contradicts what is here.' });
   }
   // What is here and only waits is applied in its turn.
