@@ -1,4 +1,4 @@
-// node scripts/bootstrap.mjs <check|test|demo|services|bench> [args...]
+// node scripts/bootstrap.mjs <check|test|demo|services|bench|drill> [args...]
 // Makes a fresh clone ready (dependencies, build) and runs scripts/dist/<name>.js in this process.
 // Plain JavaScript without dependencies; progress goes to stderr, stdout belongs to the script.
 import { spawn } from 'node:child_process';
@@ -8,7 +8,7 @@ import { join, resolve } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { withLock } from './process-lock.mjs';
 
-const NAMES = ['check', 'test', 'demo', 'services', 'bench'];
+const NAMES = ['check', 'test', 'demo', 'services', 'bench', 'drill'];
 const CHECKED = ['check', 'test'];
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'];
 const NODE_FLOOR = [20, 19];
