@@ -70,6 +70,14 @@ describe('sallyport-request', () => {
     expect(await readFile(join(keys, 'api-keys.key'), 'utf8')).to.equal(before);
   });
 
+  it('says that a card to trust is not there, exit 6', async () => {
+    const { code, stderr } = await run(['keys', 'trust', join(folder, 'nope.json')]);
+    expect([code, stderr]).to.deep.equal([
+      6,
+      `not-found: There is no file ${join(folder, 'nope.json')}.\n`,
+    ]);
+  });
+
   it('refuses a key for a user nobody knows, exit 6', async () => {
     const { code, stderr } = await run(['key', 'create', 'nobody']);
     expect(code).to.equal(6);

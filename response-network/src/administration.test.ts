@@ -2,6 +2,7 @@ import { expect } from 'chai';
 import {
   defaultSettings,
   readCredential,
+  rows,
   type SallyportError,
   verifyAudit,
   verifyPassword,
@@ -13,6 +14,7 @@ import { changeDataset, createDataset } from './dataset-rules.js';
 import { readSearchableDatasets } from './dataset-sources.js';
 import { migrations } from './network.js';
 import { changeProfileType, createProfileType } from './profile-type-rules.js';
+import { outrankForgotten } from './restored-state.js';
 import { changeSetting } from './setting-rules.js';
 import { createUser, disableUser, enableUser, hasAdmin, resetPassword } from './user-accounts.js';
 
@@ -201,6 +203,30 @@ describe('what this network owns', () => {
         { ...wanted, version: 1 },
         { key: 'session.minutes', value: 25, version: 2 },
       ]);
+    });
+  });
+
+  describe('outrankForgotten', () => {
+    it('makes what a backup holds newer than all that was changed after any other', async () => {
+      const { user } = await create('liskov');
+      const versions = async () => {
+        const [row] = await rows<{ version: number; generation: number }>(
+          test.db,
+          `select u.version, c.generation from users u join credentials c on c.user_id = u.id
+           where u.id = ?`,
+          [user.id],
+        );
+        return row ?? { version: 0, generation: 0 };
+      };
+      await change((tx) => outrankForgotten(tx, { epoch: 2, now: BY.now }));
+      await change((tx) => disableUser(tx, 'liskov', BY));
+      const forgotten = await versions();
+      await test.db('users').update({ version: 1 });
+      await test.db('credentials').update({ generation: 1 });
+      await change((tx) => outrankForgotten(tx, { epoch: 3, now: BY.now }));
+      const restored = await versions();
+      expect(restored.version).to.be.above(forgotten.version);
+      expect(restored.generation).to.be.above(forgotten.generation);
     });
   });
 });

@@ -26,6 +26,7 @@ import type { Config } from './config.js';
 import { openElastic, type Elastic } from './elastic/client.js';
 import { responseRules } from './lost-results.js';
 import { applyCancellations, applyRequests } from './requests.js';
+import { outrankForgotten } from './restored-state.js';
 import { snapshotsBy } from './snapshots.js';
 
 /** Everything a process of this network works with, opened once. */
@@ -95,7 +96,7 @@ export async function openNetwork(
       clock,
       log,
       build: VERSION,
-      network: responseRules,
+      network: { ...responseRules, afterRestore: outrankForgotten },
       snapshots: snapshotsBy(clock, userInfo().username),
       unlock: unlockBy(config.KEYS_PASSPHRASE_FILE),
       escrow: config.ESCROW_RECIPIENT,

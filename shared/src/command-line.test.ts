@@ -1,5 +1,11 @@
 import { expect } from 'chai';
-import { exitCodeOf, formatTable, runCommandLine, type Commands } from './command-line.js';
+import {
+  exitCodeOf,
+  formatTable,
+  printable,
+  runCommandLine,
+  type Commands,
+} from './command-line.js';
 import { SallyportError } from './errors.js';
 
 const COMMANDS: Commands = {
@@ -109,6 +115,10 @@ describe('exitCodeOf', () => {
     ['BAD_SIGNATURE', 7],
     ['SEQ_FORK', 7],
     ['store-ahead', 7],
+    ['card-invalid', 7],
+    ['medium-invalid', 7],
+    ['gap-code-wrong', 2],
+    ['version-conflict', 4],
     ['WAIT_KEY', 9],
     ['store-unavailable', 9],
   ] as const) {
@@ -116,6 +126,18 @@ describe('exitCodeOf', () => {
       expect(exitCodeOf(new SallyportError(code, 'x'))).to.equal(exit);
     });
   }
+});
+
+describe('printable', () => {
+  it('writes out what forges lines or turns the direction of writing', () => {
+    const turning = ['202a', '202e', '2066', '2069', '200e', '200f', '061c'];
+    for (const code of [...turning, '2028']) {
+      const character = String.fromCharCode(parseInt(code, 16));
+      expect(printable(`a${character}b`)).to.equal(`a\\u${code}b`);
+    }
+    expect(printable('a\u001bb\nc\u009f')).to.equal('a\\x1bb\\x0ac\\x9f');
+    expect(printable('é 名 مرحبا')).to.equal('é 名 مرحبا');
+  });
 });
 
 describe('formatTable', () => {

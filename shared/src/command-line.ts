@@ -85,13 +85,16 @@ const INTEGRITY_CODES: readonly ErrorCode[] = [
   'read-back-differs',
   'index-invalid',
   'index-mismatch',
+  'card-invalid',
+  'medium-invalid',
 ];
 
 /** The exit code that tells what kind of failure it was. */
 export function exitCodeOf(error: unknown): number {
   if (!(error instanceof SallyportError)) return EXIT.other;
   const { code } = error;
-  if (code === 'usage' || code === 'config-invalid') return EXIT.usage;
+  if (code === 'usage' || code === 'config-invalid' || code === 'gap-code-wrong') return EXIT.usage;
+  if (code === 'version-conflict') return EXIT.policy;
   if (INTEGRITY_CODES.includes(code)) return EXIT.integrity;
   // The codes of batches are written in capitals.
   if (code === code.toUpperCase()) {
@@ -105,11 +108,18 @@ export function exitCodeOf(error: unknown): number {
   return status === 404 ? EXIT.notFound : EXIT.other;
 }
 
-/** Text from outside for a terminal: control characters are written out, lines cannot be forged. */
-export function printable(text: string): string {
+const UNPRINTABLE =
   // eslint-disable-next-line no-control-regex
-  return text.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g, (character) => {
-    return `\\x${character.charCodeAt(0).toString(16).padStart(2, '0')}`;
+  /[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
+
+/**
+ * Text from outside for a terminal: control characters and those that turn the direction of writing
+ * are written out, so that no line can be forged.
+ */
+export function printable(text: string): string {
+  return text.replace(UNPRINTABLE, (character) => {
+    const code = character.charCodeAt(0).toString(16);
+    return code.length > 2 ? `\\u${code.padStart(4, '0')}` : `\\x${code.padStart(2, '0')}`;
   });
 }
 

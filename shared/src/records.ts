@@ -19,10 +19,11 @@ export const Sha256 = Type.String({ pattern: '^[0-9a-f]{64}$' });
 export const Uuid = Type.String({
   pattern: '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$',
 });
-/** RFC 3339, UTC, milliseconds: what `Date.prototype.toISOString` writes. */
+/** RFC 3339, UTC, milliseconds: what `Date.prototype.toISOString` writes, from 1970 on. */
 export const Timestamp = Type.String({
   format: 'date-time',
-  pattern: '^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9][.][0-9]{3}Z$',
+  pattern:
+    '^(?:19[7-9]|[2-9][0-9]{2})[0-9]-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9][.][0-9]{3}Z$',
 });
 const Version = Type.Integer({ minimum: 1, maximum: 2_147_483_647 });
 const Counter = Type.Integer({ minimum: 0, maximum: 2_147_483_647 });

@@ -1,6 +1,7 @@
 import { expect } from 'chai';
 import { Type } from 'typebox';
 import { SallyportError } from './errors.js';
+import { Timestamp } from './records.js';
 import { compileQuerySchema, compileSchema, UserTime } from './schema.js';
 
 const Shape = Type.Object(
@@ -102,6 +103,23 @@ describe('compileQuerySchema', () => {
   it('refuses NUL, in lists too', () => {
     for (const value of [{ status: 'a\0' }, { wait: ['1', '\0'] }]) {
       expect(() => compileQuerySchema(Query)(value)).to.throw(SallyportError, 'NUL');
+    }
+  });
+});
+
+describe('Timestamp', () => {
+  it('takes what `toISOString` writes, from 1970 on', () => {
+    const check = compileSchema(Timestamp);
+    for (const time of ['1970-01-01T00:00:00.000Z', '2026-01-31T09:30:00.123Z']) {
+      expect(check(time)).to.equal(time);
+    }
+    for (const time of [
+      '0000-01-01T00:00:00.000Z',
+      '1969-12-31T23:59:59.999Z',
+      '2026-02-30T00:00:00.000Z',
+      '2026-01-31T09:30:00Z',
+    ]) {
+      expect(() => check(time), time).to.throw(SallyportError);
     }
   });
 });

@@ -119,6 +119,14 @@ describe('settings', () => {
       ]);
     });
 
+    it('takes from a snapshot what a restore made older', async () => {
+      await apply([{ key: 'session.minutes', version: 3, value: 33 }]);
+      await apply([{ key: 'session.minutes', version: 1, value: 11 }], 'snapshot');
+      expect(await listStoredSettings(test.db)).to.deep.equal([
+        { key: 'session.minutes', version: 1, value: 11 },
+      ]);
+    });
+
     it('forgets with a snapshot what the other side no longer sets, but nothing local', async () => {
       await apply([
         { key: 'session.minutes', version: 1, value: 10 },

@@ -225,7 +225,10 @@ export async function storeSetting(
   return stored as StoredSetting;
 }
 
-/** Applies the `setting` records in `incoming`: the greatest version of each key wins. */
+/**
+ * Applies the `setting` records in `incoming`: the greatest version of each key wins; a snapshot is
+ * the whole truth, because a key that a restore forgot starts again at version 1.
+ */
 export async function applySettings(
   tx: Transaction,
   batch: { kind: string },
@@ -239,8 +242,8 @@ export async function applySettings(
      order by d->>'key', (d->>'version')::integer desc
      on conflict (key) do update set
        version = excluded.version, value = excluded.value, updated_at = excluded.updated_at
-     where excluded.version > settings.version`,
-    [now],
+     where excluded.version > settings.version or ?`,
+    [now, batch.kind === 'snapshot'],
   );
   if (batch.kind !== 'snapshot') return;
   await rows(

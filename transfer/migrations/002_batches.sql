@@ -12,6 +12,12 @@ create table links (
   -- Our sending epoch, and the far side's as we last learned it.
   epoch integer not null,
   far_epoch integer not null,
+  -- The highest epoch of ours that the far side told: after a restore it may know more than we do.
+  far_told_epoch integer not null default 0,
+  -- An epoch further on than the next that two people allowed the far side to announce.
+  far_epoch_allowed integer,
+  -- A far key adopted by hand that has announced nothing yet: its first batch may name any epoch.
+  adopted_kid text,
   -- Rises with every manifest that this node signs (ack.no).
   manifest_no bigint not null,
   -- Rises whenever what we would acknowledge of a stream other than control changes.
@@ -207,6 +213,9 @@ create table inbox_seen (
   name text primary key,
   bytes bigint not null,
   mtime_ms double precision not null,
+  -- A file put in its place with the same size and time differs in these.
+  ctime_ms double precision not null,
+  inode text not null,
   digest text,
   code text not null,
   detail text not null,

@@ -2,6 +2,7 @@ import { expect } from 'chai';
 import fc from 'fast-check';
 import { rows, type StreamName } from '@sallyport/shared';
 import { makeAck, mergeAck } from './acks.js';
+import { revokeFarKey } from './key-rotation.js';
 import { ZERO_DIGEST, type Ack } from './manifest.js';
 import { makeTestPair, type TestNode } from './testing.js';
 
@@ -132,7 +133,7 @@ describe('acknowledgements', () => {
   it('change nothing when they are about an epoch that we have left', async () => {
     await red.test.db.raw('update links set epoch = 2');
     try {
-      expect(await merge(told(1, { contiguous: 3 }))).to.deep.include({ acked: 0, alarms: [] });
+      expect(await merge(told(1, { contiguous: 3 }))).to.deep.include({ receipts: [], alarms: [] });
       expect(await states()).to.equal(Array(9).fill('re').join(' '));
     } finally {
       await red.test.db.raw('update links set epoch = 1');
@@ -151,6 +152,60 @@ describe('acknowledgements', () => {
       `select seq from outbound_batches where acked_at is null and version = 3 order by seq`,
     );
     expect(lost.map(({ seq }) => seq)).to.deep.equal([5, 6]);
+  });
+
+  it('refuse a number that leaps, whatever the incarnation, and take the next true one', async () => {
+    await merge(told(5, { contiguous: 2 }));
+    const incarnation = '0197b2a0-0000-7000-8000-00000000000b';
+    for (const leap of [told(10 ** 12, { contiguous: 9 }), { ...told(10 ** 12), incarnation }]) {
+      const { alarms } = await merge(leap);
+      expect(alarms.map(({ code }) => code)).to.deep.equal(['ACK_FORK']);
+      expect(await states()).to.equal('ac ac re re re re re re re');
+    }
+    await merge(told(6, { contiguous: 3 }));
+    expect(await states()).to.equal('ac ac ac re re re re re re');
+  });
+
+  it('count no more once the key of whoever told them is revoked', async () => {
+    const incarnation = '0197b2a0-0000-7000-8000-00000000000b';
+    await merge(told(5, { contiguous: 2 }));
+    await merge({ ...told(900_000_000, { contiguous: 9 }), incarnation });
+    await merge(told(6, { contiguous: 4, missing: [[5, 9]] }));
+    expect(await states()).to.equal('ac ac ac ac ac ac ac ac ac');
+    await revokeFarKey(red.test.db, red, { kid: blue.keys.kid, by: 'test' });
+    await merge(told(7, { contiguous: 4, missing: [[5, 9]] }));
+    expect(await states()).to.equal('ac ac ac ac re re re re re');
+    const [kept] = await rows(red.test.db, 'select no, contiguous, missing from far_acks');
+    expect(kept).to.deep.equal({ no: 7, contiguous: 4, missing: [[5, 9]] });
+  });
+
+  it('name what a restored far side has forgotten of epochs that are over', async () => {
+    await merge(told(5, { contiguous: 6 }));
+    await red.test.db.raw('update links set epoch = 3');
+    const incarnation = '0197b2a0-0000-7000-8000-00000000000b';
+    expect((await merge(told(6, { contiguous: 1 }))).forgotten).to.deep.equal([]);
+    const { forgotten } = await merge({ ...told(1, { contiguous: 2 }), incarnation });
+    await red.test.db.raw('update links set epoch = 1');
+    expect(forgotten.map(({ epoch, seq, code }) => [epoch, seq, code])).to.deep.equal(
+      [3, 4, 5, 6].map((seq) => [1, seq, 'OLD_EPOCH']),
+    );
+  });
+
+  it('open all of an epoch again that a restored far side has not heard of any more', async () => {
+    await merge(told(5, { contiguous: 6 }));
+    await red.test.db.raw('update links set epoch = 2');
+    await red.test.db.raw('update outbound_batches set epoch = 2');
+    await red.test.db.raw('update far_acks set epoch = 2');
+    const late = told(6, { contiguous: 4 });
+    await merge(late);
+    expect(await states()).to.equal('ac ac ac ac ac ac re re re');
+    const incarnation = '0197b2a0-0000-7000-8000-00000000000a';
+    await merge({ ...late, no: 1, incarnation });
+    expect(await states()).to.equal('re re re re re re re re re');
+    await merge({ ...told(3, { epoch: 2, contiguous: 2 }), incarnation });
+    await merge({ ...late, no: 2, incarnation });
+    expect(await states()).to.equal('ac ac re re re re re re re');
+    await red.test.db.raw('update links set epoch = 1');
   });
 
   it('never let a batch pass for applied that is not, in any order, cut, and across restores', async () => {

@@ -10,6 +10,10 @@ const MAX_RANGES = 200;
 const MAX_REJECTIONS = 50;
 /** What an ack may take of line 1, whose limit is 64 KiB of base64url. */
 const MAX_ACK_BYTES = 36 * 1024;
+/** No honest far side signs so many manifests between two that arrive here. */
+const MAX_LEAP = 1_000_000_000;
+/** The incarnation of which every other one is a successor. */
+const NOBODY = '00000000-0000-0000-0000-000000000000';
 
 type StreamAck = NonNullable<Ack['streams'][StreamName]>;
 type AckRow = Pick<StreamAck, 'epoch' | 'contiguous' | 'digest'> & {
@@ -94,6 +98,8 @@ export type AckOutcome = {
   /** The batches that are known as applied from now on. */
   receipts: BatchKey[];
   refused: (LostBatch & { link: string })[];
+  /** Applied in an epoch before the present one, and forgotten by a restore of the far side. */
+  forgotten: (LostBatch & { link: string })[];
   alarms: SallyportError[];
 };
 
@@ -108,15 +114,20 @@ export async function mergeAck(
   ack: Ack,
   now: Date,
 ): Promise<AckOutcome> {
-  const outcome: AckOutcome = { receipts: [], refused: [], alarms: [] };
+  const outcome: AckOutcome = { receipts: [], refused: [], forgotten: [], alarms: [] };
   const epoch = await noteIncarnation(tx, link, ack, now);
-  if (epoch === undefined) return outcome;
+  if (epoch === undefined) {
+    const leap = await findLeap(tx, link, ack);
+    if (leap) outcome.alarms.push(leap);
+    return outcome;
+  }
   const repeated = await noteRepeated(tx, link, ack, now);
   for (const [name, told] of Object.entries(ack.streams)) {
     const stream = name as StreamName;
     if (repeated.has(stream)) continue;
     if (told.epoch < epoch) {
-      await noteOldEpoch(tx, { link, stream, ack, told, now }, epoch);
+      const lost = await noteOldEpoch(tx, { link, stream, ack, told, now }, epoch);
+      outcome.forgotten.push(...lost.map((batch) => ({ ...batch, link })));
       continue;
     }
     const alarm = await findFork(tx, link, stream, told);
@@ -138,19 +149,42 @@ export async function mergeTail(tx: Transaction, link: string, tail: Tail): Prom
 }
 
 /**
+ * Forgets in what order the far side told what it has, because not everything that told it was the
+ * far side, or because it begins anew: its next acknowledgement counts whatever it is called, and
+ * what that does not name as applied is published again.
+ */
+export async function forgetAcks(tx: Transaction, link: string): Promise<void> {
+  await tx.raw(
+    'update links set far_no = 0, far_incarnation = null, far_told_epoch = 0 where link = ?',
+    [link],
+  );
+  await tx.raw('delete from far_incarnations where link = ?', [link]);
+  await tx.raw(
+    `update far_acks set incarnation = '${NOBODY}', no = 0, contiguous = 0, applied = '{}',
+       missing = '[]', rejected = '[]', told_digest = null where link = ?`,
+    [link],
+  );
+  await tx.raw(`update inbound_batches set told_no = null where link = ? and state = 'rejected'`, [
+    link,
+  ]);
+}
+
+/**
  * Finds out whether the far side speaks from its present database.
- * @returns our sending epoch; undefined when the acknowledgement is from before its restore.
+ * @returns our sending epoch; undefined when the acknowledgement is from before its restore, or its
+ * number leaps.
  */
 async function noteIncarnation(
   tx: Transaction,
   link: string,
-  { incarnation, no }: Ack,
+  { incarnation, no, streams }: Ack,
   now: Date,
 ): Promise<number | undefined> {
   const [noted] = await rows<{ epoch: number; before: string | null }>(tx, NOTE_INCARNATION, {
     link,
     incarnation,
     no,
+    told: Math.max(0, ...Object.values(streams).map(({ epoch }) => epoch)),
   });
   if (!noted) return undefined;
   if (noted.before !== null && noted.before !== incarnation) {
@@ -166,6 +200,24 @@ async function noteIncarnation(
     );
   }
   return noted.epoch;
+}
+
+async function findLeap(
+  tx: Transaction,
+  link: string,
+  { no }: Ack,
+): Promise<SallyportError | undefined> {
+  const [known] = await rows<{ no: number }>(
+    tx,
+    'select far_no as no from links where link = ? and cast(? as bigint) > far_no + ?',
+    [link, no, MAX_LEAP],
+  );
+  if (!known) return undefined;
+  return new SallyportError(
+    'ACK_FORK',
+    `The far side numbers its acknowledgement ${no}, after ${known.no}: it was not taken.`,
+    { next: 'Ask the far side whether its key was stolen; keys revoke KID forgets what it told.' },
+  );
 }
 
 /** The streams of which nothing else is told than by the newest acknowledgement merged: most of them. */
@@ -226,22 +278,25 @@ async function findFork(
 /**
  * The far side has not heard of our epoch yet. Where it had, a restore made it forget: then it has
  * nothing of this epoch any more, and all of it is published again.
+ * @returns what it has forgotten of epochs before, whose numbers cannot be published again.
  */
 async function noteOldEpoch(
   tx: Transaction,
   { link, stream, ack, told, now }: Merging,
   epoch: number,
-): Promise<void> {
+): Promise<LostBatch[]> {
   const key = keyOf(link, stream, ack, told);
-  const forgotten = await rows(
+  const forgot = await rows(
     tx,
     `delete from far_acks where link = :link and stream = :stream
        and incarnation <> :incarnation returning stream`,
     key,
   );
-  const nothing = { closed: '{}', refused: '{}', last: Number.MAX_SAFE_INTEGER };
-  if (forgotten.length > 0) await tx.raw(REOPEN, { ...key, epoch, ...nothing });
   await tx.raw(NOTE_OLD_EPOCH, { ...key, now });
+  if (forgot.length === 0) return [];
+  const nothing = { closed: '{}', refused: '{}', last: Number.MAX_SAFE_INTEGER };
+  await tx.raw(REOPEN, { ...key, epoch, ...nothing });
+  return rows<LostBatch>(tx, FORGOTTEN, { ...key, ...claimsOf(told), current: epoch });
 }
 
 type Merging = { link: string; stream: StreamName; ack: Ack; told: StreamAck; now: Date };
@@ -252,21 +307,13 @@ async function mergeStream(
   outcome: AckOutcome,
 ): Promise<void> {
   const key = keyOf(link, stream, ack, told);
-  const closed = [...(told.contiguous > 0 ? [[1, told.contiguous] as Range] : []), ...told.extra];
-  // With the list of refusals cut, a number beyond its end may be one that was refused.
-  const last = told.more ? told.rejected.at(-1)?.seq : undefined;
-  const refused = told.rejected.map(({ seq }): Range => [seq, seq]);
   const [before] = await rows<{ incarnation: string; epoch: number }>(
     tx,
     `delete from far_acks where link = :link and stream = :stream
        and (incarnation <> :incarnation or epoch <> :epoch) returning incarnation, epoch`,
     key,
   );
-  const claims = {
-    closed: multirange(closed),
-    refused: multirange(refused),
-    last: last ?? Number.MAX_SAFE_INTEGER,
-  };
+  const claims = claimsOf(told);
   if (before?.epoch === told.epoch) await tx.raw(REOPEN, { ...key, ...claims });
   const [known] = await rows<{ applied: string }>(tx, MERGE_SQL, {
     ...key,
@@ -293,6 +340,18 @@ async function mergeStream(
   outcome.receipts.push(...acked);
 }
 
+function claimsOf(told: StreamAck): { closed: string; refused: string; last: number } {
+  const closed = [...(told.contiguous > 0 ? [[1, told.contiguous] as Range] : []), ...told.extra];
+  // With the list of refusals cut, a number beyond its end may be one that was refused.
+  const last = told.more ? told.rejected.at(-1)?.seq : undefined;
+  const refused = told.rejected.map(({ seq }): Range => [seq, seq]);
+  return {
+    closed: multirange(closed),
+    refused: multirange(refused),
+    last: last ?? Number.MAX_SAFE_INTEGER,
+  };
+}
+
 function keyOf(link: string, stream: StreamName, { incarnation, no }: Ack, { epoch }: StreamAck) {
   return { link, stream, incarnation, no, epoch };
 }
@@ -300,10 +359,11 @@ function keyOf(link: string, stream: StreamName, { incarnation, no }: Ack, { epo
 // An incarnation that another one has replaced never comes back.
 const NOTE_INCARNATION = `
 update links l set far_incarnation = :incarnation,
+  far_told_epoch = greatest(l.far_told_epoch, :told),
   far_no = case when known.before is distinct from :incarnation then :no
                 else greatest(l.far_no, :no) end
 from (select far_incarnation as before from links where link = :link for update) known
-where l.link = :link and not exists (
+where l.link = :link and cast(:no as bigint) <= l.far_no + ${MAX_LEAP} and not exists (
   select 1 from far_incarnations p where p.link = l.link and p.incarnation = :incarnation)
 returning l.epoch, known.before`;
 
@@ -349,6 +409,12 @@ update outbound_batches set state = 'ready', published_at = null, acked_at = nul
 where link = :link and stream = :stream and epoch = :epoch and (
   state = 'acked' and not seq <@ (${PROVEN})
   or state = 'rejected' and not seq <@ cast(:closed as int8multirange))`;
+
+const FORGOTTEN = `
+select id, stream, epoch, seq, 'OLD_EPOCH' as code from outbound_batches
+where link = :link and stream = :stream and state = 'acked' and epoch < :current
+  and (epoch > :epoch or epoch = :epoch and not seq <@ (${PROVEN}))
+order by epoch, seq for update`;
 
 // What is applied only grows; what is missing or refused counts from the highest `no` only. What was
 // told as refused by one acknowledgement is not applied, whatever another leaves out.

@@ -21,13 +21,13 @@ import {
 } from '@sallyport/shared';
 import type { ApplyTable } from './apply.js';
 import { batchCommands } from './batch-commands.js';
-import { decisionCommands, type UseNode } from './decision-commands.js';
+import { decisionCommands, describeFile, type UseNode } from './decision-commands.js';
 import { exportControl, exportStream, type Exported } from './export.js';
 import { importBatches, type ImportReport } from './import.js';
 import { keyCommands, requireName } from './key-commands.js';
 import { cardFingerprint, loadCard, makeKeys, parseCard, type Card } from './keys.js';
 import { healingCommands } from './healing-commands.js';
-import { findLink, trustCard } from './links.js';
+import { findLink, hasValidFarKey, trustCard } from './links.js';
 import { makeFolders, type Folders, type Node } from './node.js';
 import { commandLineActor } from './open-node.js';
 
@@ -71,8 +71,7 @@ export function administrationCommands<Opened extends OpenNetwork>(
   const used: UseNode = (use) =>
     opened((network, from) => {
       const { db, node } = network;
-      const importAll = async () =>
-        describeImport(await importBatches(db, node, from.applies(network)));
+      const importAll = () => importQuietly(network, from.applies(network));
       return use({ db, node, importAll });
     });
   return {
@@ -140,6 +139,20 @@ export function administrationCommands<Opened extends OpenNetwork>(
     ...decisionCommands(used),
     ...batchCommands(used),
   };
+}
+
+/** Imports for a command that says itself what became of the files it is about. */
+async function importQuietly(
+  { db, node }: OpenNetwork,
+  applies: ApplyTable,
+): Promise<ImportReport> {
+  const { level } = node.log;
+  node.log.level = 'silent';
+  try {
+    return await importBatches(db, node, applies);
+  } finally {
+    node.log.level = level;
+  }
 }
 
 /** Opens a network, uses it, and closes it whatever happens. */
@@ -213,7 +226,9 @@ async function trust<Opened extends OpenNetwork>(
   installation: Installation<Opened>,
   { positionals, values }: CommandArguments,
 ): Promise<CommandOutput> {
-  const card = parseCard(await readFile(positionals[0] ?? '', 'utf8'));
+  const path = positionals[0] ?? '';
+  await requireFile(path);
+  const card = parseCard(await readFile(path, 'utf8'));
   const fingerprint = cardFingerprint(card);
   await confirmFingerprint(card.node, fingerprint, values['fingerprint']);
   const { db, node } = network;
@@ -273,10 +288,7 @@ async function requireFile(path: string): Promise<void> {
 }
 
 function describeImport(report: ImportReport): CommandOutput {
-  const files = report.files.map(({ outcome, file, sentence, next }) => {
-    const why = [sentence, next].filter((text) => text).join(' ');
-    return printable(`${outcome} ${file}${why ? `: ${why}` : ''}`);
-  });
+  const files = report.files.map(describeFile);
   const foreign = report.foreign.map((name) => printable(`FOREIGN_FILE ${name}`));
   const total = `${report.applied} applied, ${report.records} records; ${report.duplicates} seen before, ${report.waiting} waiting, ${report.quarantined} quarantined`;
   const bad = report.quarantined > 0 ? EXIT.integrity : report.failed > 0 ? EXIT.other : EXIT.ok;
@@ -287,6 +299,11 @@ async function seal({ db, node }: OpenNetwork, only?: string): Promise<CommandOu
   if (!(await findLink(db))) {
     throw new SallyportError('not-trusted', 'No far side is trusted yet, so nothing can leave.', {
       next: 'Run keys trust with the card of the other network.',
+    });
+  }
+  if (!(await hasValidFarKey(db))) {
+    throw new SallyportError('not-trusted', 'No valid key of the far side is known here.', {
+      next: 'Run keys trust with its new card.',
     });
   }
   const mine = streamsSentBy(node.role);
@@ -302,7 +319,9 @@ async function seal({ db, node }: OpenNetwork, only?: string): Promise<CommandOu
   }
   // Last, so that it is left out where another batch has just carried the receipts.
   if (streams.includes('control')) {
-    sealed.push({ stream: 'control', ...(await exportControl(db, node)) });
+    // Asked for by name, custody records need no company.
+    const custody = only === 'control';
+    sealed.push({ stream: 'control', ...(await exportControl(db, node, { custody })) });
   }
   const lines = sealed.map((one) => [one.stream, String(one.sealed), String(one.records)]);
   return { text: formatTable(['STREAM', 'BATCHES', 'RECORDS'], lines), data: sealed };

@@ -12,16 +12,15 @@ import {
   type StreamName,
   type Transaction,
 } from '@sallyport/shared';
-import { mergeAck, mergeTail } from './acks.js';
+import { forgetAcks, mergeAck, mergeTail } from './acks.js';
 import { openBody } from './body.js';
 import type { Candidate } from './candidate.js';
 import { noteCustody, type CustodyNote } from './custody.js';
 import { freezeOutbound } from './freezes.js';
 import { stageRecords } from './incoming.js';
 import type { Node } from './node.js';
-import { settleRefusals } from './refusals.js';
-import { askSecondOpinion } from './second-opinion.js';
-import type { Verdict } from './second-validator.js';
+import { sendForgotten, settleRefusals } from './refusals.js';
+import { askSecondOpinion, type Opinion } from './second-opinion.js';
 import {
   advanceCursor,
   decide,
@@ -56,7 +55,8 @@ export type ApplyTable = Partial<Record<RecordType, Apply>>;
 /**
  * Opens a claimed copy and applies it in one transaction, if the second validator accepts it too.
  * @returns false when another importer applied it meanwhile.
- * @throws SallyportError VALIDATOR_DISAGREE, with nothing applied.
+ * @throws SallyportError VALIDATOR_DISAGREE, WAIT_LOCK when the second validator gave no answer, and
+ * what refuses the content; with nothing applied.
  */
 export async function applyBatch(
   db: Database,
@@ -86,7 +86,7 @@ export async function applyBatch(
     });
     return await db.transaction(async (tx) => {
       const applied = await applyInTransaction(tx, node, applies, candidate, plain);
-      if (applied) requireAgreement(await opinion);
+      if (applied) requireAgreement(node, candidate, await opinion);
       return applied;
     });
   } finally {
@@ -94,11 +94,17 @@ export async function applyBatch(
   }
 }
 
-function requireAgreement(verdict: Verdict): void {
-  if (verdict.ok) return;
+function requireAgreement(node: Node, { file }: Candidate, opinion: Opinion): void {
+  if (opinion.ok) return;
+  if (opinion.code === 'WAIT_LOCK') {
+    node.log.error({ file, sentence: opinion.sentence }, 'second check gave no answer');
+    throw new SallyportError('WAIT_LOCK', opinion.sentence, {
+      next: 'It is tried again by itself. If it says so again, look for a machine that is overloaded or broken.',
+    });
+  }
   throw new SallyportError(
     'VALIDATOR_DISAGREE',
-    `The importer accepts it, the second validator refuses it (${verdict.code}): ${verdict.sentence}`,
+    `The importer accepts it, the second validator refuses it (${opinion.code}): ${opinion.sentence}`,
     {
       next: 'Nothing of it was applied. Keep the file and tell the developers: one of the two validators is wrong.',
     },
@@ -144,11 +150,12 @@ export async function noteWaiting(
 /** The decision on a candidate by what is known now. */
 export async function decideNow(
   db: Database,
-  { manifest, digest }: Candidate,
+  { manifest, digest, kid }: Candidate,
   { lock }: { lock: boolean },
 ): Promise<Decision> {
   const cursor = await readCursor(db, manifest.link, manifest.stream, { lock });
-  return decide(manifest, digest, cursor, await readNeighbours(db, manifest.link, manifest));
+  const neighbours = await readNeighbours(db, manifest.link, manifest);
+  return decide({ ...manifest, kid }, digest, cursor, neighbours);
 }
 
 async function applyInTransaction(
@@ -162,7 +169,10 @@ async function applyInTransaction(
   const now = node.clock.now();
   const decision = await decideNow(tx, candidate, { lock: true });
   if (decision === 'duplicate') return false;
-  if (decision === 'announce') await restartCursors(tx, manifest.link, manifest.epoch);
+  if (decision === 'announce') {
+    await restartCursors(tx, manifest.link, manifest.epoch);
+    await forgetAcks(tx, manifest.link);
+  }
   const batch: ImportedBatch = {
     id: await insertBatch(tx, candidate, { state: 'applied', code: null, now }),
     link: manifest.link,
@@ -175,8 +185,10 @@ async function applyInTransaction(
     createdAt: new Date(manifest.createdAt),
   };
   if (manifest.records > 0 || manifest.kind === 'snapshot') {
-    await stageRecords(tx, plain, manifest);
-    await applyRecords(tx, applies, manifest, batch, now);
+    await blameContent(async () => {
+      await stageRecords(tx, plain, manifest);
+      await applyRecords(tx, applies, manifest, batch, now);
+    });
   }
   if (decision === 'heal') await healStream(tx, batch);
   else await advanceCursor(tx, manifest.link, manifest.stream);
@@ -195,6 +207,20 @@ async function applyRecords(
     const apply = applies[type];
     if (apply && (kind === 'snapshot' || type in types)) await apply(tx, batch, now);
     else if (type in types) throw unknownType(type);
+  }
+}
+
+/** A value that the database cannot take (SQLSTATE class 22) is a fault of what was sent. */
+async function blameContent(work: () => Promise<void>): Promise<void> {
+  try {
+    await work();
+  } catch (cause) {
+    const { code } = cause as { code?: unknown };
+    if (typeof code !== 'string' || !/^22[0-9A-Z]{3}$/.test(code)) throw cause;
+    throw new SallyportError('SCHEMA', `A record holds a value that no column takes (${code}).`, {
+      cause,
+      next: 'Tell the sender: the batch was signed as it is.',
+    });
   }
 }
 
@@ -222,8 +248,14 @@ async function closeNumber(
   { now, steps }: { now: Date; steps: CustodyNote['step'][] },
 ): Promise<void> {
   const { manifest, file } = candidate;
-  const { alarms, receipts, refused } = await mergeAck(tx, manifest.link, manifest.ack, now);
+  const { alarms, receipts, refused, forgotten } = await mergeAck(
+    tx,
+    manifest.link,
+    manifest.ack,
+    now,
+  );
   await settleRefusals(tx, node, refused, now);
+  await sendForgotten(tx, node, forgotten, now);
   for (const alarm of alarms) {
     node.log.error({ err: alarm, file }, 'acknowledgement refused');
     await appendAudit(tx, {

@@ -52,6 +52,16 @@ describe('approvals', () => {
     expect(await allowed()).to.equal(null);
   });
 
+  it('need people, not root, on both sides', async () => {
+    expect(await codeOfAsync(ask('cli:root'))).to.equal('unauthenticated');
+    expect(await codeOfAsync(ask('cli:root (sudo: ann)'))).to.equal('unauthenticated');
+    const { id } = await ask('user:ann');
+    expect(await codeOfAsync(decide(id, 'cli:root'))).to.equal('unauthenticated');
+    expect(await codeOfAsync(decide(id, 'cli:ann@corp'))).to.equal('approval-same-person');
+    expect(await allowed()).to.equal(null);
+    await decide(id, 'cli:root', 'declined');
+  });
+
   it('answer a repeated question with the open one', async () => {
     const { id } = await ask();
     const again = await ask('cli:ben');

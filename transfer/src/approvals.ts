@@ -2,13 +2,14 @@ import {
   SallyportError,
   appendAudit,
   newId,
+  retryDeadlock,
   rows,
   type Database,
   type Transaction,
 } from '@sallyport/shared';
-import { allowJump } from './freezes.js';
+import { allowEpoch, allowJump } from './freezes.js';
 import type { Node } from './node.js';
-import { isSamePerson } from './people.js';
+import { isSamePerson, requirePerson } from './people.js';
 import { approveRelease } from './quarantine.js';
 import { withdrawBatch } from './withdrawals.js';
 
@@ -18,7 +19,10 @@ export type Act = 'withdraw' | 'release' | 'jump';
 export type Approval = {
   id: string;
   act: Act;
-  /** One text per thing: `requests 1 7` (stream, epoch, number) or the id of a quarantined file. */
+  /**
+   * One text per thing: `requests 1 7` (stream, epoch, number), `epoch 9` or the id of a quarantined
+   * file.
+   */
   subject: string;
   details: Record<string, unknown>;
   reason: string;
@@ -45,8 +49,11 @@ const EFFECTS: Record<Act, Effect> = {
     const by: [string, string] = [one, decided_by];
     await withdrawBatch(tx, node, { link, ...parseNumber(subject), reason, by, at: decided_at });
   },
-  release: (tx, _node, { subject, id }) => approveRelease(tx, { id: subject, approval: id }),
-  jump: (tx, _node, { subject }) => allowJump(tx, parseNumber(subject)),
+  release: (tx, node, { subject, id }) => approveRelease(tx, node, { id: subject, approval: id }),
+  jump: (tx, _node, { subject }) => {
+    const { stream, epoch, seq } = parseNumber(subject);
+    return stream === 'epoch' ? allowEpoch(tx, epoch) : allowJump(tx, { stream, epoch, seq });
+  },
 };
 
 const COLUMNS = `id, act, subject, details, reason, asked_by, asked_at, decision, decided_by,
@@ -56,6 +63,7 @@ const MAX_LISTED = 1_000;
 /**
  * Asks for an act that a second person must approve. Asking again for the same thing answers with
  * the request that is open.
+ * @throws SallyportError `unauthenticated` for root without a login.
  */
 export async function askApproval(
   tx: Transaction,
@@ -69,6 +77,7 @@ export async function askApproval(
   },
 ): Promise<Approval & { fresh: boolean }> {
   const { act, subject, details, reason, by, at } = ask;
+  requirePerson(by);
   const [made] = await rows<Approval>(
     tx,
     `insert into approvals (id, act, subject, details, reason, asked_by, asked_at)
@@ -114,7 +123,8 @@ export async function listApprovals(
 /**
  * Decides a request for an act, and sets it off when approved, in one transaction. Whoever asked may
  * take the request back, but never approve it.
- * @throws SallyportError `not-found`, `version-conflict` when it is decided, `approval-same-person`.
+ * @throws SallyportError `not-found`, `version-conflict` when it is decided, `approval-same-person`,
+ * `unauthenticated` for root without a login.
  */
 export async function decideApproval(
   db: Database,
@@ -126,33 +136,53 @@ export async function decideApproval(
     reason?: string | undefined;
   },
 ): Promise<Approval> {
+  // Rejecting a file locks it before the request to release it: here it is the other way round.
+  return retryDeadlock(() => db.transaction((tx) => decideOpen(tx, node, decided)));
+}
+
+async function decideOpen(
+  tx: Transaction,
+  node: Node,
+  decided: Parameters<typeof decideApproval>[2],
+): Promise<Approval> {
   const { by, decision, reason = null } = decided;
   const at = node.clock.now();
-  return db.transaction(async (tx) => {
-    const asked = await findOpen(tx, decided.id);
-    if (decision === 'approved' && isSamePerson(by, asked.asked_by)) {
-      throw new SallyportError(
-        'approval-same-person',
-        `${asked.asked_by} asked for this, and ${by} is the same person.`,
-        { next: 'Have a second person approve it, under their own account or with --as LOGIN.' },
-      );
-    }
-    await tx.raw(
-      `update approvals set decision = :decision, decided_by = :by, decided_at = :at,
-         answer = :reason where id = :id`,
-      { decision, by, at, reason, id: asked.id },
+  const asked = await findOpen(tx, decided.id);
+  if (decision === 'approved') requirePerson(by);
+  if (decision === 'approved' && isSamePerson(by, asked.asked_by)) {
+    throw new SallyportError(
+      'approval-same-person',
+      `${asked.asked_by} asked for this, and ${by} is the same person.`,
+      { next: 'Have a second person approve it, under their own account or with --as LOGIN.' },
     );
-    const approval = { ...asked, decision, decided_by: by, decided_at: at, answer: reason };
-    await appendAudit(tx, {
-      at,
-      actor: by,
-      action: decision === 'approved' ? 'approval.approve' : 'approval.decline',
-      subject: asked.id,
-      details: { act: asked.act, about: asked.subject, asked_by: asked.asked_by, reason },
-    });
-    if (decision === 'approved') await EFFECTS[asked.act](tx, node, approval);
-    return approval;
+  }
+  await tx.raw(
+    `update approvals set decision = :decision, decided_by = :by, decided_at = :at,
+       answer = :reason where id = :id`,
+    { decision, by, at, reason, id: asked.id },
+  );
+  const approval = { ...asked, decision, decided_by: by, decided_at: at, answer: reason };
+  await appendAudit(tx, {
+    at,
+    actor: by,
+    action: decision === 'approved' ? 'approval.approve' : 'approval.decline',
+    subject: asked.id,
+    details: { act: asked.act, about: asked.subject, asked_by: asked.asked_by, reason },
   });
+  if (decision === 'approved') await EFFECTS[asked.act](tx, node, approval);
+  return approval;
+}
+
+/** What was asked for, by the name of its command, and about what. */
+export function describeAct({
+  act,
+  subject,
+}: Pick<Approval, 'act' | 'subject'>): [act: string, about: string] {
+  if (act === 'release') return ['release', `file ${subject}`];
+  const { stream, epoch, seq } = parseNumber(subject);
+  if (stream === 'epoch') return ['allow', `epoch ${epoch}`];
+  const name = act === 'withdraw' ? 'write-off' : 'allow';
+  return [name, `${stream} number ${seq} (epoch ${epoch})`];
 }
 
 /** The subject of an approval that is about one number of a stream. */

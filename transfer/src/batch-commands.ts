@@ -70,13 +70,30 @@ function showList(found: BatchRow[]): CommandOutput {
   return { text: formatTable([...heading, 'MADE', 'DIGEST'], lines), data: found };
 }
 
+/** What became of a number that was written off and whose bytes came all the same. */
+function describeLate({ state, levels, duplicates }: BatchDetails): string[] {
+  if (state !== 'withdrawn') return [];
+  const applied = levels.find(({ level }) => level === 'APPLIED')?.at;
+  if (applied) {
+    return [
+      'It was written off, and its bytes came after all: they were applied, and its records count once.',
+    ];
+  }
+  return duplicates
+    ? [
+        `It was written off; its bytes came ${duplicates} time(s) afterwards and were dropped, because its number is closed.`,
+      ]
+    : ['It was written off.'];
+}
+
 function describeBatch(batch: BatchDetails): string {
   const types = Object.entries(batch.types ?? {}).map(([type, count]) => `${count} ${type}`);
   const facts = [
     `${batch.stream} number ${batch.seq}, epoch ${batch.epoch}: ${batch.kind}, ${batch.state}${batch.code ? ` (${batch.code})` : ''}`,
     `records ${types.join(', ') || 'none'}`,
     `digest  ${batch.digest ?? 'not sealed yet'}`,
-    `file    ${printable(batch.file_name ?? 'not written yet')}`,
+    `file    ${printable(batch.file_name === null ? 'not written yet' : batch.file_name || 'never came')}`,
+    ...describeLate(batch),
   ];
   const levels = batch.levels.map(({ level, at }) => [level, at?.toISOString() ?? 'not yet']);
   const custody = batch.custody.map((event) => [

@@ -99,15 +99,20 @@ export async function readBatch(
       next: received ? 'batch ls --received shows what was.' : 'batch ls shows what was.',
     });
   }
-  const { sealed_at: sealed, handed_over_at: handedOver, applied_at: applied, ...rest } = found;
+  const { sealed_at: sealed, handed_over_at: handedOver, ...rest } = found;
+  const { applied_at: acked, ...batchOnly } = rest;
+  const custody = rest.digest === null ? [] : await readCustody(db, rest.digest);
+  // A number that was written off is never acknowledged; that its bytes came after all is told.
+  const told = custody.find(({ step, source }) => step === 'applied' && source === 'far');
+  const applied = acked ?? (rest.state === 'withdrawn' ? (told?.at ?? null) : null);
   return {
-    ...rest,
+    ...batchOnly,
     levels: [
       { level: 'SEALED', at: sealed },
       { level: 'HANDED_OVER', at: handedOver },
       { level: 'APPLIED', at: applied },
     ],
-    custody: rest.digest === null ? [] : await readCustody(db, rest.digest),
+    custody,
   };
 }
 

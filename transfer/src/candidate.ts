@@ -68,7 +68,7 @@ export function requireValidKey(
 ): void {
   if (revokedAt) {
     throw new SallyportError('KEY_REVOKED', `It is signed by ${card.kid}, which was revoked.`, {
-      next: 'The stream is frozen: somebody signs with a revoked key. Tell the security officer.',
+      next: 'Somebody has a revoked key, or it was signed before: tell the security officer. Nothing is frozen.',
     });
   }
   if (!retire) return;

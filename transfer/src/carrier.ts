@@ -14,12 +14,14 @@ export type IndexSigner = { kid: string; sign: string; signKey: KeyObject };
 /** A medium that gave back other bytes than were written. */
 export type BadMedium = { medium: string; at: string; file: string };
 
-/** What was read from any medium before, by the digest of the batch. */
-export type ReadMemory = Record<string, { medium: string; at: string }>;
+/** What was copied from any medium before, by the digest of the batch; `sha256` is of every byte. */
+export type ReadMemory = Record<string, { medium: string; at: string; sha256: string }>;
 
 const KEY_FILE = 'carrier.jwk';
 const BAD_FILE = 'bad-media.json';
 const READ_FILE = 'read.json';
+const OUTBOXES_FILE = 'outboxes.json';
+const OUTBOXES = 100;
 /** The oldest are forgotten first; what is forgotten is copied once more and dropped by the node. */
 const REMEMBERED = 50_000;
 
@@ -82,6 +84,18 @@ export async function loadReadMemory(carrier: Carrier): Promise<ReadMemory> {
 export async function saveReadMemory(carrier: Carrier, memory: ReadMemory): Promise<void> {
   const entries = Object.entries(memory);
   await writeState(carrier, READ_FILE, Object.fromEntries(entries.slice(-REMEMBERED)));
+}
+
+/** The folders that this carrier wrote from: nothing is ever read into them. */
+export async function listOutboxes(carrier: Carrier): Promise<string[]> {
+  return readState<string[]>(carrier, OUTBOXES_FILE, []);
+}
+
+/** Remembers a folder as an outbox; the newest 100. */
+export async function rememberOutbox(carrier: Carrier, outbox: string): Promise<void> {
+  const known = await listOutboxes(carrier);
+  if (known.includes(outbox)) return;
+  await writeState(carrier, OUTBOXES_FILE, [...known, outbox].slice(-OUTBOXES));
 }
 
 /** A file of the carrier's folder, or `none` where there is none or it is broken. */

@@ -9,6 +9,7 @@ import { writeCustodySlips } from './custody-slip.js';
 import { exportControl, exportStream } from './export.js';
 import { importBatches } from './import.js';
 import { sendRecords } from './outbox.js';
+import { takeSlips } from './slips.js';
 import { codeOfAsync } from './test-codes.js';
 import {
   carryAll,
@@ -190,6 +191,30 @@ describe('custody', () => {
     const names = ['a.slip.json', 'b.slip.json', 'c.slip.json', 'd.slip.json'];
     expect(foreign.sort()).to.deep.equal(names);
     expect((await readdir(blue.folders.inbox)).sort()).to.deep.equal(names);
+  });
+
+  it('lists a slip of a year that no database knows as foreign', async () => {
+    const { digest, seq } = await seal();
+    const [event] = slipOf(digest, seq, ['written']);
+    const events = [{ ...event!, at: '0000-01-01T00:00:00.000Z' }];
+    const slip = { medium, carrier: 'Kim', step: 'written' as const };
+    const names = await writeCustodySlips(red.folders.outbox, slip, events);
+    expect(await takeSlips(red.test.db, red)).to.deep.equal({ taken: 0, strange: names });
+  });
+
+  it('takes in every slip, however many strange ones lie beside it', async () => {
+    const { digest, seq } = await seal();
+    await carryAll(red, blue);
+    await importInto(blue);
+    const names = Array.from({ length: 1_100 }, (_, n) => `00-${n}.slip.json`);
+    for (const name of names) await writeFile(join(blue.folders.inbox, name), '{}');
+    const events = slipOf(digest, seq, ['received']);
+    for (let n = 0; n < 20; n += 1) {
+      const slip = { medium: newId(), carrier: 'Kim', step: 'received' as const };
+      await writeCustodySlips(blue.folders.inbox, slip, events);
+    }
+    for (let round = 0; round < 3; round += 1) await takeSlips(blue.test.db, blue);
+    expect((await readdir(blue.folders.inbox)).sort()).to.deep.equal(names.sort());
   });
 
   it('cleans what carriers write, and never believes a time to come', async () => {

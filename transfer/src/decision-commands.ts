@@ -1,7 +1,10 @@
 import { lstat } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
+  EXIT,
   SallyportError,
+  STREAM_NAMES,
+  batchCodeKind,
   formatTable,
   printable,
   type CommandArguments,
@@ -12,11 +15,20 @@ import {
 import {
   askApproval,
   decideApproval,
+  describeAct,
   listApprovals,
   numberSubject,
   type Approval,
 } from './approvals.js';
-import { findInboundStream, listFrozen, unfreezeStream, type FrozenStream } from './freezes.js';
+import {
+  findInboundStream,
+  listFrozen,
+  requireOpenNumber,
+  unfreezeStream,
+  type FrozenStream,
+} from './freezes.js';
+import type { FileReport, ImportReport } from './import.js';
+import { findLink } from './links.js';
 import type { Node } from './node.js';
 import { identifyPerson } from './people.js';
 import {
@@ -28,15 +40,24 @@ import {
   requireReleasable,
   type QuarantineDetails,
 } from './quarantine.js';
+import { tidyOutbox } from './store.js';
 
-/** What these commands work with; `importAll` imports what lies ready and says what became of it. */
-export type OpenedNode = { db: Database; node: Node; importAll(): Promise<CommandOutput> };
+/** What these commands work with; `importAll` imports what lies ready, without a word in the log. */
+export type OpenedNode = {
+  db: Database;
+  node: Node;
+  importAll(): Promise<ImportReport>;
+  /** Who acts without --as: that of the operating system, unless set. */
+  account?: string;
+};
 /** Opens the network for a command and closes it whatever happens. */
 export type UseNode = (
   use: (opened: OpenedNode) => Promise<CommandOutput>,
 ) => Promise<CommandOutput>;
 
 const MAX_REASON = 500;
+const WRITTEN_OFF =
+  'Its file leaves the outbox; its bytes stay in the store for transfer.keep_days, and the far side is told with the next batch.';
 
 /** The commands by which people decide: on quarantined files, frozen streams, and what needs two. */
 export function decisionCommands(use: UseNode): Commands {
@@ -44,8 +65,11 @@ export function decisionCommands(use: UseNode): Commands {
 }
 
 /** Who acts: `--as LOGIN`, or the account of the operating system. */
-export function personOf({ db, node }: OpenedNode, { values }: CommandArguments): Promise<string> {
-  return identifyPerson(db, { as: values['as'], network: node.role });
+export function personOf(
+  { db, node, account }: OpenedNode,
+  { values }: CommandArguments,
+): Promise<string> {
+  return identifyPerson(db, { as: values['as'], network: node.role, account });
 }
 
 /**
@@ -149,7 +173,10 @@ function quarantineCommands(use: UseNode): Commands {
           const by = await personOf(opened, args);
           const file = await rejectQuarantined(db, node, { id, reason, by });
           const text = `${file.file_name} is rejected; its bytes are deleted, its report stays.`;
-          return { text: printable(text), data: file };
+          const withdrawn = file.declined.map(
+            (ask) => `The release asked for as ${ask} is declined.`,
+          );
+          return { text: [printable(text), ...withdrawn].join('\n'), data: file };
         }),
     },
   };
@@ -168,8 +195,7 @@ function approvalCommands(use: UseNode): Commands {
             one.id,
             one.asked_at.toISOString(),
             one.asked_by,
-            one.act,
-            one.subject,
+            ...describeAct(one),
             one.decision ? `${one.decision} by ${one.decided_by ?? ''}` : 'waits',
             one.reason,
           ]);
@@ -187,9 +213,18 @@ function approvalCommands(use: UseNode): Commands {
           const by = await personOf(opened, args);
           const decided = { id: args.positionals[0] ?? '', by, decision: 'approved' } as const;
           const approval = await decideApproval(opened.db, opened.node, decided);
-          const said = `Approved: ${approval.act} ${approval.subject}.`;
-          if (approval.act === 'withdraw') return { text: said, data: { approval } };
-          return andImport(opened, said, { approval });
+          const said = `Approved: ${describeAct(approval).join(', ')}.`;
+          if (approval.act === 'withdraw') {
+            // It is decided; where its file cannot be removed now, the next import tries again.
+            await tidyOutbox(opened.db, opened.node).catch((err: unknown) => {
+              opened.node.log.warn({ err }, 'outbox could not be tidied');
+            });
+            return { text: `${said}\n${WRITTEN_OFF}`, data: { approval } };
+          }
+          // An epoch begins with a batch of control.
+          const { file, stream = 'control' } = approval.details;
+          const about = approval.act === 'release' ? { file } : { stream };
+          return andImport(opened, said, { about, data: { approval } });
         }),
     },
     'approvals decline': {
@@ -203,7 +238,8 @@ function approvalCommands(use: UseNode): Commands {
           const by = await personOf(opened, args);
           const decided = { id: args.positionals[0] ?? '', by, decision: 'declined' } as const;
           const approval = await decideApproval(opened.db, opened.node, { ...decided, reason });
-          return { text: `Declined: ${approval.act} ${approval.subject}.`, data: { approval } };
+          const said = `Declined: ${describeAct(approval).join(', ')}.`;
+          return { text: said, data: { approval } };
         }),
     },
   };
@@ -225,18 +261,17 @@ function freezeCommands(use: UseNode): Commands {
         use(async (opened) => {
           const { db, node } = opened;
           const [stream = '', reason] = [args.positionals[0], reasonOf(args)];
+          requireStream(stream);
           const by = await personOf(opened, args);
           const at = node.clock.now();
           const { codes } = await unfreezeStream(db, { stream, reason, by, at });
-          return andImport(opened, `${stream} goes on (it was stopped by ${codes.join(', ')}).`, {
-            stream,
-            codes,
-          });
+          const said = `${stream} goes on (it was stopped by ${codes.join(', ')}).`;
+          return andImport(opened, said, { about: { stream }, data: { stream, codes } });
         }),
     },
     'link allow': {
-      usage: 'link allow STREAM NUMBER --reason TEXT [--as LOGIN]',
-      does: 'Asks to let the numbers of a stream jump up to one; a second person approves.',
+      usage: 'link allow STREAM NUMBER | epoch NUMBER --reason TEXT [--as LOGIN]',
+      does: 'Asks to let the numbers of a stream, or the epoch, jump to one; a second person approves.',
       positionals: [2, 2],
       values: ['reason', 'as'],
       run: (args) =>
@@ -244,10 +279,8 @@ function freezeCommands(use: UseNode): Commands {
           const { db, node } = opened;
           const [name = '', number] = args.positionals;
           const [seq, reason] = [readNumber(number), reasonOf(args)];
-          const { stream, epoch, newest } = await findInboundStream(db, name);
+          const { subject, details } = await findJump(db, name, seq);
           const by = await personOf(opened, args);
-          const subject = numberSubject({ stream, epoch, seq });
-          const details = { stream, epoch, seq, newest };
           const ask = { act: 'jump', subject, details, reason, by } as const;
           const asked = await db.transaction((tx) =>
             askApproval(tx, { ...ask, at: node.clock.now() }),
@@ -258,18 +291,63 @@ function freezeCommands(use: UseNode): Commands {
   };
 }
 
-/** What was decided may let files in at once; a worker that is at it takes them as well. */
+async function findJump(
+  db: Database,
+  name: string,
+  seq: number,
+): Promise<{ subject: string; details: Record<string, unknown> }> {
+  if (name === 'epoch') {
+    const present = (await findLink(db))?.farEpoch ?? null;
+    return { subject: `epoch ${seq}`, details: { stream: 'control', epoch: seq, present } };
+  }
+  const { stream, epoch, newest } = await findInboundStream(db, name);
+  await requireOpenNumber(db, { stream, epoch, seq });
+  const details = { stream, epoch, seq, newest };
+  return { subject: numberSubject({ stream, epoch, seq }), details };
+}
+
+/** One line on a file that was imported, or why it was not. */
+export function describeFile({ outcome, file, sentence, next }: FileReport): string {
+  const why = [sentence, next].filter((text) => text).join(' ');
+  return printable(`${outcome} ${file}${why ? `: ${why}` : ''}`);
+}
+
+/**
+ * What was decided may let files in at once; a worker that is at it takes them as well. Only what the
+ * decision was about is shown, and only a released file that is refused again is bad news.
+ */
 async function andImport(
   { importAll }: OpenedNode,
   said: string,
-  data: Record<string, unknown>,
+  { about, data }: { about: { file?: unknown; stream?: unknown }; data: Record<string, unknown> },
 ): Promise<CommandOutput> {
-  const imported = await importAll();
+  const { files } = await importAll();
+  const shown = files.filter(
+    ({ outcome, file, stream }) =>
+      outcome === 'WAIT_LOCK' ||
+      (about.file === undefined
+        ? stream !== undefined && stream === about.stream
+        : file === about.file),
+  );
+  const refused = shown.some(
+    ({ outcome }) =>
+      outcome !== 'APPLIED' &&
+      outcome !== 'FAILED' &&
+      ['reject', 'alarm'].includes(batchCodeKind(outcome)),
+  );
   return {
-    ...imported,
-    text: `${printable(said)}\n${imported.text}`,
-    data: { ...data, import: imported.data },
+    text: [printable(said), ...shown.map(describeFile)].join('\n'),
+    data: { ...data, files: shown },
+    ...(refused && about.file !== undefined && { exitCode: EXIT.integrity }),
   };
+}
+
+/** @throws SallyportError `usage` when there is no such stream at all. */
+function requireStream(name: string): void {
+  if (STREAM_NAMES.some((known) => known === name)) return;
+  throw new SallyportError('usage', `There is no stream "${name}".`, {
+    next: `The streams are ${STREAM_NAMES.join(', ')}.`,
+  });
 }
 
 async function showFrozen({ db, node }: OpenedNode): Promise<CommandOutput> {

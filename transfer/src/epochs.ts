@@ -99,12 +99,12 @@ export async function announceKeyChange(
   return countRecords(tx, building, [{ type: 'key.change', records: bound.length, bytes }]);
 }
 
-/** The highest epoch that this database has used towards the far side. */
+/** The highest epoch that this database has used towards the far side, or was told by it. */
 async function highestEpoch(tx: Transaction, { link }: Link): Promise<number> {
   const [found] = await rows<{ epoch: number }>(
     tx,
-    `select greatest(l.epoch, (select max(epoch) from outbound_batches b where b.link = l.link))
-       as epoch
+    `select greatest(l.epoch, l.far_told_epoch,
+       (select max(epoch) from outbound_batches b where b.link = l.link)) as epoch
      from links l where l.link = ? for update`,
     [link],
   );

@@ -94,14 +94,19 @@ export async function exportStreams(
 /**
  * Seals a control batch when a control record waits, when acknowledgements of other streams changed
  * and no batch has told them yet, or as the heartbeat. Acks of control alone never cause one, nor do
- * custody records: they go with the next batch, or receipts would answer receipts.
+ * custody records: they go with the next batch, or receipts would answer receipts; `custody` seals
+ * them all the same.
  */
-export async function exportControl(db: Database, node: Node): Promise<Exported> {
+export async function exportControl(
+  db: Database,
+  node: Node,
+  { custody = false }: { custody?: boolean } = {},
+): Promise<Exported> {
   const link = await findLink(db);
   if (!link) return { sealed: 0, records: 0 };
   await takeSlips(db, node);
   const due = await isControlDue(db, link.link, node.clock.now());
-  if (!due && !(await hasControlNews(db, link.link))) return { sealed: 0, records: 0 };
+  if (!due && !(await hasControlNews(db, link.link, { custody }))) return { sealed: 0, records: 0 };
   const exported = await exportStream(db, node, 'control');
   if (exported.sealed > 0) return exported;
   await whileHolding(db, node, 'control', async (current) => {
@@ -365,17 +370,21 @@ export async function countRecords(
   return { ...building, records, rawBytes, types };
 }
 
-/** Whether a control record other than custody waits, or a control batch was left half done. */
-async function hasControlNews(db: Database, link: string): Promise<boolean> {
+/** Whether a control record waits, with `custody` one of any type, or a batch was left half done. */
+async function hasControlNews(
+  db: Database,
+  link: string,
+  { custody }: { custody: boolean },
+): Promise<boolean> {
   const [news] = await rows<{ news: boolean }>(
     db,
     `select exists (select 1 from outbox_records
                     where stream = 'control' and link = :link and batch_id is null
-                      and type <> 'custody')
+                      and (type <> 'custody' or cast(:custody as boolean)))
          or exists (select 1 from outbound_batches
                     where stream = 'control' and link = :link
                       and state in ('building', 'sealed')) as news`,
-    { link },
+    { link, custody },
   );
   return news?.news ?? false;
 }

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { rm } from 'node:fs/promises';
+import { type FileHandle, rm } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { type Clock, SallyportError } from '@sallyport/shared';
 import { claimBatch } from './batch-file.js';
@@ -19,6 +19,7 @@ import {
   type Medium,
   mediumError,
   readSmall,
+  requireHeld,
   requireStillThere,
   scanMedium,
   type Space,
@@ -28,7 +29,14 @@ import {
 } from './medium.js';
 import { paperSlip, readMeText } from './paper-slip.js';
 import { type ReadBack, readBack, type ReadBackWay } from './read-back.js';
-import { type FileFault, readWhole, type ReadyBatch, reopen, toFault } from './ready-batches.js';
+import {
+  type FileFault,
+  readReady,
+  readWhole,
+  type ReadyBatch,
+  reopen,
+  toFault,
+} from './ready-batches.js';
 
 /** The two things a medium can lie about; replaced in tests. */
 export type MediaAccess = {
@@ -58,6 +66,8 @@ export type WriteRun = {
   carrier: Carrier;
   access: MediaAccess;
   clock: Clock;
+  /** The folders of the media, by id, open since before the first byte was written. */
+  held: ReadonlyMap<string, FileHandle>;
   /** Batches that turn out to be damaged are added. */
   refused: FileFault[];
   onBytes: (bytes: number) => void;
@@ -213,10 +223,25 @@ export async function finishMedium(
       throw await differs(run, written, { file: basename(path), found: back.sha256, expected });
     }
     await removeReplaced(medium, index);
+    await requireAllThere(medium, index);
     await requireStillThere(medium);
+    const held = run.held.get(medium.id);
+    if (held) await requireHeld(medium, held);
     written.state = written.way === 'cached' ? 'unproven' : 'safe';
   } catch (error) {
     written.fault = faultOf(mediumError(error, medium.root));
+  }
+}
+
+/** Every file that the INDEX names there has its size and line 1: a twin plugged in has not. */
+async function requireAllThere(medium: Medium, index: MediaIndex): Promise<void> {
+  for (const { name, bytes, digest } of index.media.find(({ id }) => id === medium.id)?.files ??
+    []) {
+    const found = await readReady(batchPath(medium, index.to, name), undefined);
+    if (found.bytes === bytes && found.digest === digest) continue;
+    throw new SallyportError('medium-gone', `${name} on ${medium.root} is not what was written.`, {
+      next: 'Was the medium changed for another one? Repeat the command.',
+    });
   }
 }
 

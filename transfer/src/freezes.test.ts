@@ -31,8 +31,9 @@ describe('frozen streams', () => {
     positionals: string[] = [],
     values: Record<string, string> = {},
   ): Promise<CommandOutput> => {
-    const importAll = async () => ({ text: 'imported', data: await importInto(node) });
-    const commands = decisionCommands((use) => use({ db: node.test.db, node, importAll }));
+    const importAll = () => importInto(node);
+    const opened = { db: node.test.db, node, importAll, account: 'cli:tess' };
+    const commands = decisionCommands((use) => use(opened));
     const output = await commands[command]?.run({ positionals, values, switches: new Set() });
     if (!output) throw new Error(`${command} said nothing`);
     return output;
@@ -93,7 +94,7 @@ describe('frozen streams', () => {
     await blue.test.db.raw(`update quarantine set decided_at = now(), decision = 'rejected'`);
     const { data } = await run(blue, 'link unfreeze', ['requests'], { reason: 'they told us' });
     // The forked chain still does not fit; what matters is that it was looked at again.
-    expect(outcomes((data as { import: ImportReport }).import)).to.deep.equal(['CHAIN_BREAK']);
+    expect(outcomes(data as ImportReport)).to.deep.equal(['CHAIN_BREAK']);
     const kept = await rows(blue.test.db, `select 1 from audit_log where action = 'link.unfreeze'`);
     expect(kept).to.have.lengthOf(1);
   });
@@ -108,12 +109,12 @@ describe('frozen streams', () => {
     expect(await frozen(blue)).to.deep.equal([]);
   });
 
-  it('come of a revoked key', async () => {
+  it('do not come of a revoked key, whose batches are refused anyway', async () => {
     const name = await seal();
     await blue.test.db.raw('update far_keys set revoked_at = now()');
     await deliver(name);
     expect(outcomes(await importInto(blue))).to.deep.equal(['KEY_REVOKED']);
-    expect(await frozen(blue)).to.deep.equal(['requests in KEY_REVOKED']);
+    expect(await frozen(blue)).to.deep.equal([]);
     expect(await appliedIds(blue)).to.deep.equal([]);
   });
 
@@ -154,6 +155,8 @@ describe('frozen streams', () => {
   it('are not there to be unfrozen by a wrong name', async () => {
     const wrong = run(blue, 'link unfreeze', ['requests'], { reason: 'x' });
     expect(await codeOfAsync(wrong)).to.equal('not-found');
+    const nonsense = run(blue, 'link unfreeze', ['nope'], { reason: 'x' });
+    expect(await codeOfAsync(nonsense)).to.equal('usage');
     const silent = run(blue, 'link unfreeze', ['requests'], { reason: ' ' });
     expect(await codeOfAsync(silent)).to.equal('usage');
   });
@@ -175,6 +178,8 @@ describe('frozen streams', () => {
     await run(blue, 'approvals approve', [id]);
     expect(await appliedIds(blue)).to.have.lengthOf(2);
     expect((await run(blue, 'link frozen')).text).to.contain('No stream is frozen');
+    const closed = run(blue, 'link allow', ['requests', '1'], { reason: 'x' });
+    expect(await codeOfAsync(closed)).to.equal('version-conflict');
     const unknown = run(blue, 'link allow', ['results', '7'], { reason: 'x' });
     expect(await codeOfAsync(unknown)).to.equal('usage');
   });

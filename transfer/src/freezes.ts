@@ -44,8 +44,6 @@ const ASK: Partial<Record<BatchCode, string>> = {
     'Which of the two digests is theirs? Was a database restored there, or the same number sealed twice? If neither is theirs, treat their key as stolen.',
   CHAIN_BREAK:
     'Which digest do they have for the number before? Was a database restored there without re-adopt?',
-  KEY_REVOKED:
-    'Who still has the revoked key? Whatever it signs from now on is not theirs; have their new card read out.',
   VALIDATOR_DISAGREE:
     'Nothing yet: the two checks of this network disagree on a file. Keep the file, and report it to whoever maintains the software.',
   ACK_FORK:
@@ -218,6 +216,19 @@ export async function allowJump(
   });
 }
 
+/** Lets the far side announce an epoch further on than the next, which two people allowed. */
+export async function allowEpoch(tx: Transaction, epoch: number): Promise<void> {
+  const allowed = await rows(
+    tx,
+    'update links set far_epoch_allowed = :epoch where far_epoch < :epoch returning link',
+    { epoch },
+  );
+  if (allowed.length > 0) return;
+  throw new SallyportError('version-conflict', `The far side is in epoch ${epoch} or beyond.`, {
+    next: 'link shows the epochs of both sides.',
+  });
+}
+
 /**
  * The inbound stream that a person named, with its epoch and the newest number seen.
  * @throws SallyportError `usage` when the far side sends no such stream, `not-trusted`.
@@ -243,6 +254,29 @@ export async function findInboundStream(
   if (found) return found;
   throw new SallyportError('usage', `The far side sends no stream "${stream}".`, {
     next: 'link shows the streams under RECEIVING.',
+  });
+}
+
+/**
+ * That a number we receive is not closed yet.
+ * @throws SallyportError `version-conflict`.
+ */
+export async function requireOpenNumber(
+  db: Database,
+  { stream, epoch, seq }: { stream: StreamName; epoch: number; seq: number },
+): Promise<void> {
+  const closed = await rows(
+    db,
+    `select 1 from inbound_streams
+     where stream = :stream and epoch = :epoch and contiguous >= :seq
+     union all
+     select 1 from inbound_batches
+     where stream = :stream and epoch = :epoch and seq = :seq and state <> 'waiting'`,
+    { stream, epoch, seq },
+  );
+  if (closed.length === 0) return;
+  throw new SallyportError('version-conflict', `Number ${seq} of ${stream} is closed already.`, {
+    next: `There is nothing to allow; batch show ${stream} ${seq} --received shows what became of it.`,
   });
 }
 

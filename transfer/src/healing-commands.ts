@@ -21,6 +21,7 @@ import { readGapCode } from './gap-code.js';
 import {
   readGapCodes,
   readLinkStatus,
+  type LinkStatus,
   type ReceivingStatus,
   type SendingStatus,
 } from './link-status.js';
@@ -28,6 +29,24 @@ import { findLink } from './links.js';
 import { rangesText, toRanges, type Range } from './ranges.js';
 import { requireOwnStream, resendNumbers, type Resent } from './resend.js';
 import { findWithdrawable } from './withdrawals.js';
+
+// With # a column shows the newest such number, without a count.
+const SENDING = [
+  'SENDING',
+  'RECORDS WAITING',
+  'SEALED #',
+  'HANDED OVER #',
+  'ACKED #',
+  'BATCHES OPEN',
+];
+const RECEIVING = [
+  'RECEIVING',
+  'COMPLETE TO #',
+  'NEWEST #',
+  'MISSING',
+  'BATCHES WAITING',
+  'FROZEN',
+];
 
 /** The commands that show what is missing on either side, and that heal it. */
 export function healingCommands(use: UseNode): Commands {
@@ -71,7 +90,9 @@ async function askWriteOff(opened: OpenedNode, args: CommandArguments): Promise<
   const by = await personOf(opened, args);
   const ask = { act: 'withdraw', subject: numberSubject(details), details, reason, by } as const;
   const asked = await db.transaction((tx) => askApproval(tx, { ...ask, at: node.clock.now() }));
-  return describeAsked(asked);
+  const said = describeAsked(asked);
+  const stays = 'Its bytes stay in the store whatever is decided; only its file leaves the outbox.';
+  return { ...said, text: `${said.text}\n${stays}` };
 }
 
 async function showLink({ db, node }: OpenedNode): Promise<CommandOutput> {
@@ -89,12 +110,12 @@ async function showLink({ db, node }: OpenedNode): Promise<CommandOutput> {
   );
   const text = [
     `link ${status.link.link} with ${status.link.farNode}; we send in epoch ${status.link.epoch}, they in ${status.link.farEpoch}`,
-    formatTable(['SENDING', 'WAITING', 'SEALED', 'HANDED OVER', 'ACKED', 'OPEN'], sending),
+    formatTable(SENDING, sending),
     ...describeLost(status.sending),
     ...(await describeStopped(db)),
-    formatTable(['RECEIVING', 'UP TO', 'NEWEST', 'MISSING', 'WAITING', 'FROZEN'], receiving),
+    formatTable(RECEIVING, receiving),
     ...describeGaps(status.receiving),
-    `${status.quarantined} file(s) in quarantine`,
+    describeFiles(status),
   ].join('\n\n');
   return { text, data: status };
 }
@@ -113,6 +134,19 @@ function describeLost(sending: SendingStatus[]): string[] {
       : []),
   ]);
   return lines.length > 0 ? [lines.join('\n')] : [];
+}
+
+/** What lies in the inbox or in quarantine, and whether anything can be taken at all. */
+function describeFiles({ link, inbox, far_key: key, quarantined }: LinkStatus): string {
+  return [
+    ...(key
+      ? []
+      : [
+          `No valid key of ${link?.farNode ?? 'the far side'} is known: nothing is sealed or taken until keys trust with its new card.`,
+        ]),
+    ...inbox.map(({ code, files }) => `${files} file(s) wait in the inbox: ${code}`),
+    `${quarantined} file(s) in quarantine`,
+  ].join('\n');
 }
 
 /** The streams that may not be sealed until a person decides. */

@@ -3,9 +3,13 @@ import { readFile, readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect } from 'chai';
 import { rows, settingRecordId, type StreamName } from '@sallyport/shared';
+import { askApproval } from './approvals.js';
+import { batchCommands } from './batch-commands.js';
+import { decisionCommands } from './decision-commands.js';
 import { exportControl, exportStream } from './export.js';
 import { importBatches, type ImportReport } from './import.js';
 import { readGapCode } from './gap-code.js';
+import { rotateKeys } from './key-rotation.js';
 import { readGapCodes, readLinkStatus } from './link-status.js';
 import { sendRecords, type OutgoingRecord } from './outbox.js';
 import { resendMissing, resendNumbers } from './resend.js';
@@ -101,7 +105,12 @@ describe('healing', () => {
     const { sending } = await readLinkStatus(node.test.db, node);
     return sending.find((one) => one.stream === stream);
   };
-  const withdraw = (node: TestNode, stream: string, seq: number) =>
+  const withdraw = (
+    node: TestNode,
+    stream: string,
+    seq: number,
+    by: [string, string] = ['cli:ann', 'cli:bob'],
+  ) =>
     node.test.db.transaction(async (tx) => {
       const [found] = await rows<{ link: string }>(tx, 'select link from links');
       return withdrawBatch(tx, node, {
@@ -110,7 +119,7 @@ describe('healing', () => {
         epoch: 1,
         seq,
         reason: 'lost for good',
-        by: ['cli:ann', 'cli:bob'],
+        by,
         at: node.clock.now(),
       });
     });
@@ -144,6 +153,26 @@ describe('healing', () => {
       later(24 * HOUR_MS);
       const [again] = await resendMissing(red.test.db, red);
       expect(again).to.deep.equal({ stream: 'requests', published: [2], gone: [] });
+    });
+
+    it('publishes an announcement again each gap time, as nobody can name it as missing', async () => {
+      await rotateKeys(red.test.db, red, 'test');
+      await carry(red, blue, () => false);
+      const resent = () => resendMissing(red.test.db, red);
+      later(DAY_MS - 1);
+      expect(await resent()).to.deep.equal([]);
+      for (let day = 0; day < 2; day += 1) {
+        later(DAY_MS);
+        expect(await resent()).to.deep.equal([{ stream: 'control', published: [1], gone: [] }]);
+      }
+      await carry(red, blue);
+      await importInto(blue);
+      later(HOUR_MS);
+      await exportControl(blue.test.db, blue);
+      await carry(blue, red);
+      await importInto(red);
+      later(DAY_MS);
+      expect(await resent()).to.deep.equal([]);
     });
 
     it('publishes at once what a person asks for, acknowledged or not', async () => {
@@ -290,6 +319,20 @@ describe('healing', () => {
       await tell(blue, red);
       expect(await codeOfAsync(withdraw(red, 'requests', 1))).to.equal('version-conflict');
       expect(await codeOfAsync(withdraw(red, 'requests', 2))).to.equal('not-found');
+    });
+
+    it('closes nothing in the names of one person', async () => {
+      await sealRequests(2);
+      const lost = await nameOf(red, 'requests', 1);
+      await withdraw(red, 'requests', 1, ['cli:root', 'user:root']);
+      await exportControl(red.test.db, red);
+      await carry(red, blue, (name) => name !== lost);
+      expect(await cursorOf(blue, 'requests')).to.equal(0);
+      const alarms = await rows<{ code: string }>(
+        blue.test.db,
+        `select details->>'code' as code from audit_log where action = 'link.alarm'`,
+      );
+      expect(alarms).to.deep.equal([{ code: 'SCHEMA' }]);
     });
 
     it('freezes the stream when it contradicts what is there', async () => {
@@ -443,6 +486,87 @@ describe('healing', () => {
       await carry(red, blue);
       expect(await appliedIds(blue)).to.deep.equal([...ids].sort());
     });
+  });
+
+  describe('as people see it', () => {
+    it('seals custody records that wait when control is asked for by name', async () => {
+      await sealRequests(1);
+      await carry(red, blue);
+      await exportControl(blue.test.db, blue);
+      await carry(blue, red);
+      expect(await exportControl(red.test.db, red)).to.include({ sealed: 0 });
+      const asked = await exportControl(red.test.db, red, { custody: true });
+      expect(asked.sealed).to.equal(1);
+      expect(asked.records).to.be.greaterThan(0);
+      const again = await exportControl(red.test.db, red, { custody: true });
+      expect(again.sealed).to.equal(0);
+    });
+
+    it('tells of a number that was written off and came after all', async () => {
+      await sealRequests(1);
+      const name = await nameOf(red, 'requests', 1);
+      const bytes = await readFile(join(red.folders.outbox, name));
+      await withdraw(red, 'requests', 1);
+      await tidyOutbox(red.test.db, red);
+      expect(await readdir(red.folders.outbox)).to.not.include(name);
+      expect(await showBatch(red)).to.contain('It was written off.');
+      await tell(red, blue);
+      await writeFile(join(blue.folders.inbox, name), bytes);
+      expect(outcomes(await importInto(blue))).to.deep.equal(['APPLIED']);
+      await tell(blue, red);
+      expect(await showBatch(red))
+        .to.contain('they were applied')
+        .and.match(/APPLIED +2026/);
+    });
+
+    it('takes the file out of the outbox with the approval, and says that the bytes stay', async () => {
+      await sealRequests(1);
+      const name = await nameOf(red, 'requests', 1);
+      const [link] = await rows<{ link: string }>(red.test.db, 'select link from links');
+      const asked = await red.test.db.transaction((tx) =>
+        askApproval(tx, {
+          act: 'withdraw',
+          subject: 'requests 1 1',
+          details: { link: link?.link },
+          reason: 'lost',
+          by: 'cli:ann',
+          at: red.clock.now(),
+        }),
+      );
+      const opened = { db: red.test.db, node: red, importAll: () => importInto(red) };
+      const commands = decisionCommands((use) => use({ ...opened, account: 'cli:tess' }));
+      const args = { positionals: [asked.id], values: {}, switches: new Set<string>() };
+      const said = await commands['approvals approve']?.run(args);
+      expect(said?.text).to.contain('Approved: write-off, requests number 1 (epoch 1).');
+      expect(said?.text).to.contain('its bytes stay in the store');
+      expect(await readdir(red.folders.outbox)).to.not.include(name);
+      expect(await readdir(red.folders.store)).to.include(name);
+    });
+
+    it('counts what waits in the inbox for a key, while it lies there', async () => {
+      await sealRequests(2);
+      const names = await carryAll(red, blue, (name) => name.includes('.requests.'));
+      await blue.test.db.raw(`update far_keys set kid = repeat('a', 43)`);
+      expect(outcomes(await importInto(blue))).to.deep.equal(['WAIT_KEY', 'WAIT_KEY']);
+      const waiting = async () => (await readLinkStatus(blue.test.db, blue)).inbox;
+      expect(await waiting()).to.deep.equal([{ code: 'WAIT_KEY', files: 2 }]);
+      await rm(join(blue.folders.inbox, names[0] ?? ''));
+      expect(await waiting()).to.deep.equal([{ code: 'WAIT_KEY', files: 1 }]);
+    });
+
+    it('says when no key of the far side counts, and cannot seal for it', async () => {
+      expect(await readLinkStatus(red.test.db, red)).to.include({ far_key: true });
+      await red.test.db.raw('update far_keys set revoked_at = now()');
+      expect(await readLinkStatus(red.test.db, red)).to.include({ far_key: false });
+      expect(await codeOfAsync(sealRequests(1))).to.equal('not-trusted');
+    });
+
+    const showBatch = async (node: TestNode) => {
+      const importAll = () => importInto(node);
+      const commands = batchCommands((use) => use({ db: node.test.db, node, importAll }));
+      const args = { positionals: ['requests', '1'], values: {}, switches: new Set<string>() };
+      return (await commands['batch show']?.run(args))?.text ?? '';
+    };
   });
 
   describe('over a one-way link', () => {

@@ -8,15 +8,17 @@ import {
   stat,
   symlink,
   truncate,
+  utimes,
   writeFile,
 } from 'node:fs/promises';
 import { execFileSync } from 'node:child_process';
 import { join } from 'node:path';
 import { expect } from 'chai';
 import fc from 'fast-check';
-import { newId, rows, settingRecordId } from '@sallyport/shared';
+import { newId, rows, settingRecordId, type Transaction } from '@sallyport/shared';
 import { exportControl, exportStream, sendSnapshot } from './export.js';
 import { importBatches, type ImportReport } from './import.js';
+import { rememberFile } from './inbox.js';
 import { trustCard } from './links.js';
 import { sendRecords, type OutgoingRecord } from './outbox.js';
 import { pruneOutbox, pruneStore } from './store.js';
@@ -99,6 +101,29 @@ describe('importBatches', () => {
     expect(await readdir(blue.folders.inbox)).to.deep.equal([]);
     const [kept] = await rows<{ times: number }>(blue.test.db, 'select times from applied');
     expect(kept?.times).to.equal(1);
+  });
+
+  it('looks at a good file in the place of a damaged one that it could not remove', async () => {
+    const damaged = { code: 'HASH_MISMATCH', detail: 'damaged' } as const;
+    const put = async (seal: string) => {
+      const path = join(blue.folders.inbox, seal);
+      const good = await readFile(join(red.folders.outbox, seal));
+      const time = new Date('2026-03-01T11:00:00.000Z');
+      await writeFile(path, Buffer.alloc(good.length, 'x'));
+      await utimes(path, time, time);
+      await rememberFile(blue.test.db, blue.clock, path, damaged);
+      await writeFile(path, good);
+      await utimes(path, time, time);
+      return path;
+    };
+    await put(await sealRequests(red, [requestRecord()]));
+    expect(outcomes(await importInto(blue))).to.deep.equal(['APPLIED']);
+    const path = await put(await sealRequests(red, [requestRecord()]));
+    // As where the file system shows neither inodes nor changes.
+    await rememberFile(blue.test.db, blue.clock, path, damaged);
+    expect(outcomes(await importInto(blue))).to.deep.equal([]);
+    blue.time.now = new Date(blue.time.now.getTime() + 15 * 60_000);
+    expect(outcomes(await importInto(blue))).to.deep.equal(['APPLIED']);
   });
 
   it('lets one of two importers work', async () => {
@@ -366,6 +391,65 @@ describe('importBatches', () => {
     await importInto(red);
     expect(await readCursor(red, 'settings')).to.equal(2);
     expect(await readCursor(red, 'identity')).to.equal(1);
+  });
+
+  it('lets a batch of an ordered stream stay where it is while 10 GiB wait', async () => {
+    const names = [
+      await sealSetting(blue, 1),
+      await sealSetting(blue, 2),
+      await sealSetting(blue, 3),
+    ];
+    await deliver(blue, red, names[1] ?? '');
+    await importInto(red);
+    await red.test.db.raw(
+      `update inbound_batches set file_bytes = 10 * 1024::bigint ^ 3 where state = 'waiting'`,
+    );
+    await deliver(blue, red, names[2] ?? '');
+    expect(outcomes(await importInto(red))).to.deep.equal(['WAIT_GAP']);
+    expect(await readdir(red.folders.inbox)).to.deep.equal([names[2]]);
+    expect(await readdir(red.folders.waiting)).to.deep.equal([names[1]]);
+    await deliver(blue, red, names[0] ?? '');
+    await importInto(red);
+    await importInto(red);
+    expect(await readCursor(red, 'settings')).to.equal(3);
+  });
+
+  it('waits without an alarm while the second check gives no answer', async () => {
+    const name = await sealRequests(red, [requestRecord()]);
+    await deliver(red, blue, name);
+    let asked = 0;
+    const keys = {
+      ...blue.keys,
+      get ageIdentities() {
+        asked += 1;
+        // Only the second validator asks first; this kills its thread.
+        return asked === 1 ? ([null as unknown as string] as const) : blue.keys.ageIdentities;
+      },
+    };
+    const report = await importBatches(blue.test.db, { ...blue, keys }, recordingApplies);
+    expect(outcomes(report)).to.deep.equal(['WAIT_LOCK']);
+    const frozen = await rows(
+      blue.test.db,
+      'select 1 from inbound_streams where frozen_code is not null',
+    );
+    expect(frozen).to.deep.equal([]);
+    expect(await readdir(blue.folders.inbox)).to.deep.equal([name]);
+    expect(outcomes(await importInto(blue))).to.deep.equal(['APPLIED']);
+  });
+
+  it('refuses what the database cannot take as a fault of the content, and closes its number', async () => {
+    const name = await sealRequests(red, [requestRecord()]);
+    await deliver(red, blue, name);
+    const applies = {
+      ...recordingApplies,
+      request: async (tx: Transaction) => {
+        await tx.raw(`select cast('0000-01-01T00:00:00.000Z' as timestamptz)`);
+      },
+    };
+    const report = await importBatches(blue.test.db, blue, applies);
+    expect(outcomes(report)).to.deep.equal(['SCHEMA']);
+    expect(await readCursor(blue, 'requests')).to.equal(1);
+    expect(await readdir(blue.folders.inbox)).to.deep.equal([]);
   });
 
   it('freezes the stream when one number comes with two contents', async () => {

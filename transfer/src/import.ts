@@ -2,6 +2,7 @@ import { lstat, readdir, rename, rm, unlink } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import {
   SallyportError,
+  appendAudit,
   batchCodeKind,
   isConnectionError,
   rows,
@@ -28,7 +29,9 @@ import { BATCH_LIMITS, readHeader, type Manifest } from './manifest.js';
 import type { Node } from './node.js';
 import { refreshKeys } from './own-keys.js';
 import {
+  COPY_CHANGED,
   closeRelease,
+  copyKept,
   keepRefused,
   keptPath,
   listReleases,
@@ -76,6 +79,7 @@ type Importer = {
 type BatchError = SallyportError & { code: BatchCode };
 
 const MAX_WAITING = 1_000;
+const MAX_WAITING_BYTES = 10 * 1024 ** 3;
 const LOOK_AGAIN_MS = 2_000;
 /** Longer than any link is silent; a clock that is further on is taken for wrong. */
 const MAX_SILENCE_MS = 90 * 86_400_000;
@@ -84,6 +88,7 @@ const LATER: Partial<Record<BatchCode, BatchCode>> = {
   UNSUPPORTED_VERSION: 'WAIT_UPGRADE',
   FROM_FUTURE: 'WAIT_CLOCK',
 };
+const COPY_GONE = 'It was released, but its kept copy is gone from quarantine/.';
 /** A body refused for one of these closes its number; for any other the same bytes are asked for. */
 const CONTENT_CODES: readonly string[] = [
   'EXPIRED',
@@ -165,7 +170,7 @@ async function importInbox(
     for (const path of fresh) {
       if (signal?.aborted) return;
       looked.add(path);
-      if (await wasDecided(db, path).catch(() => false)) continue;
+      if (await wasDecided(db, node.clock, path).catch(() => false)) continue;
       note(report, await importFile(importer, path, true));
       if (Date.now() > lookAgainAt) break;
     }
@@ -196,6 +201,10 @@ async function importFile(importer: Importer, path: string, inInbox: boolean): P
     const postponed = postpone(error);
     const failure = inInbox ? await growOld(importer, path, postponed) : postponed;
     if (inInbox && failure.code === 'WAIT_APPROVAL') await callForPerson(importer, path, failure);
+    // For those who look at the link: it waits for a card, or for a key change.
+    if (inInbox && failure.code === 'WAIT_KEY') {
+      await rememberFile(db, node.clock, path, { code: failure.code, detail: failure.message });
+    }
     if (batchCodeKind(failure.code) === 'wait') {
       // It is copied again when it is tried again; until then the disk is worth more.
       if (candidate) await removeIfThere(claimedPath(node, candidate));
@@ -216,9 +225,10 @@ async function importCandidate(
   const key = keys.get(kid);
   // Asked without the lock first: a repeat costs no byte of the body.
   const decision = await decideNow(db, candidate, { lock: false }).catch((error: unknown) => {
-    // Whatever else is wrong with it, a revoked key is an alarm; but the sender left old epochs behind.
+    // A key that counts no more must not raise an alarm of the sequence, nor wait for anything; but
+    // the sender left old epochs behind.
     const old = error instanceof SallyportError && error.code === 'OLD_EPOCH';
-    if (key?.revokedAt && !old) requireValidKey(key, manifest);
+    if (key && !old) requireValidKey(key, manifest);
     throw error;
   });
   if (decision === 'duplicate') {
@@ -229,6 +239,7 @@ async function importCandidate(
   await requireCredibleClock(db, node, manifest);
   requireInTime(node, manifest);
   requireComplete(candidate);
+  if (decision === 'wait') await requireWaitingRoom(importer, candidate);
   await requireSpace(node, manifest);
   const claimed = claimedPath(node, candidate);
   await rm(claimed, { force: true });
@@ -267,7 +278,9 @@ async function drainWaiting(importer: Importer, report: ImportReport): Promise<v
     if (outcome.outcome === 'APPLIED') continue;
     stuck.push(next.stream);
     // A copy that was damaged here is asked for again; a refused content has closed its number.
-    if (outcome.outcome !== 'FAILED' && batchCodeKind(outcome.outcome) === 'reject') {
+    const refused = outcome.outcome !== 'FAILED' && batchCodeKind(outcome.outcome) === 'reject';
+    // A revoked key freezes nothing: the file would be refused again each time.
+    if (refused || outcome.outcome === 'KEY_REVOKED') {
       await db.raw(`delete from inbound_batches where state = 'waiting' and file_name = ?`, [
         next.fileName,
       ]);
@@ -283,20 +296,29 @@ async function keepWaiting(
   claimed: string,
 ): Promise<Omit<FileReport, 'file'>> {
   const { manifest, digest } = candidate;
-  const waiting = (await readdir(node.folders.waiting)).length;
-  if (waiting >= MAX_WAITING) {
-    await removeIfThere(claimed);
-    throw new SallyportError(
-      'WAIT_GAP',
-      `${waiting} batches wait for missing numbers already; this one stays where it is.`,
-      { next: 'Bring the missing numbers that the link command shows.' },
-    );
-  }
   const name = batchName(manifest, digest);
   await moveFile(claimed, join(node.folders.waiting, name));
   await noteWaiting(db, node, candidate, name);
   const sentence = `Number ${manifest.seq} of ${manifest.stream} waits for the ones before it.`;
   return { outcome: 'WAIT_GAP', sentence, ...place(candidate) };
+}
+
+/** What waits for missing numbers is bounded; asked before a byte of the body is copied. */
+async function requireWaitingRoom({ db, node }: Importer, { digest, header }: Candidate) {
+  const files = (await readdir(node.folders.waiting)).length;
+  const [waiting] = await rows<{ bytes: number }>(
+    db,
+    `select coalesce(sum(file_bytes), 0)::bigint as bytes from inbound_batches
+     where state = 'waiting' and digest <> ?`,
+    [digest],
+  );
+  const bytes = (waiting?.bytes ?? 0) + header.size;
+  if (files < MAX_WAITING && bytes <= MAX_WAITING_BYTES) return;
+  throw new SallyportError(
+    'WAIT_GAP',
+    `${files} batches wait for missing numbers already (at most ${MAX_WAITING}, and 10 GiB); this one stays where it is.`,
+    { next: 'Bring the missing numbers that the link command shows.' },
+  );
 }
 
 async function removeDrained({ db, node }: Importer): Promise<void> {
@@ -364,8 +386,26 @@ async function actOnRefusal(
   code: BatchCode,
 ): Promise<void> {
   const { link, stream } = candidate.manifest;
-  if (batchCodeKind(code) === 'alarm') await freezeStream(db, node, { link, stream, code });
+  // Whoever has a revoked key must not stop the streams by it: its batches are refused anyway.
+  if (code === 'KEY_REVOKED') await auditRevokedKey(db, node, candidate);
+  else if (batchCodeKind(code) === 'alarm') await freezeStream(db, node, { link, stream, code });
   if (CONTENT_CODES.includes(code)) await closeRefused(db, node, candidate, code);
+}
+
+async function auditRevokedKey(
+  db: Database,
+  node: Node,
+  { manifest: { stream, epoch, seq }, digest, kid }: Candidate,
+): Promise<void> {
+  await db.transaction((tx) =>
+    appendAudit(tx, {
+      at: node.clock.now(),
+      actor: node.account,
+      action: 'link.alarm',
+      subject: stream,
+      details: { code: 'KEY_REVOKED', kid, epoch, seq, digest },
+    }),
+  );
 }
 
 /** Takes what two people released through everything again; nothing is skipped. */
@@ -382,10 +422,12 @@ async function importReleasedFile(
   const { db, node, link, keys } = importer;
   const file = released.file_name;
   const path = keptPath(node, released);
+  const copy = join(node.folders.staging, `import-released-${released.id}.batch`);
   let candidate: Candidate | undefined;
   try {
-    if (path === null || !(await isThere(path))) throw copyGone(released);
-    candidate = { ...(await readCandidate(node, link, keys, path)), file };
+    if (path === null || !(await isThere(path))) throw copyLost(released, COPY_GONE);
+    if (!(await copyKept(node, released, copy))) throw copyLost(released, COPY_CHANGED);
+    candidate = { ...(await readCandidate(node, link, keys, copy)), file };
     const outcome = { ...(await importCandidate(importer, candidate)), file };
     if (outcome.outcome === 'DUPLICATE' && !(await wasApplied(db, candidate))) {
       throw numberClosed(released, candidate);
@@ -409,6 +451,8 @@ async function importReleasedFile(
       await removeIfThere(claimedPath(node, candidate));
     }
     return report;
+  } finally {
+    await rm(copy, { force: true }).catch(() => undefined);
   }
 }
 
@@ -421,12 +465,10 @@ async function wasApplied(db: Database, { digest }: Candidate): Promise<boolean>
   return applied.length > 0;
 }
 
-function copyGone({ report }: QuarantinedFile): BatchError {
-  return new SallyportError(
-    report.code,
-    'It was released, but its kept copy is gone from quarantine/.',
-    { next: 'Bring the file again from the sender, and reject this one.' },
-  ) as BatchError;
+function copyLost({ report }: QuarantinedFile, sentence: string): BatchError {
+  return new SallyportError(report.code, sentence, {
+    next: 'Bring the file again from the sender, and reject this one.',
+  }) as BatchError;
 }
 
 function numberClosed({ report }: QuarantinedFile, { manifest }: Candidate): BatchError {

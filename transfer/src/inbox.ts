@@ -14,6 +14,23 @@ import { SLIP_SUFFIX } from './custody-slip.js';
 /** How long an incomplete file may stay as it is before it counts as cut. */
 export const GROWTH_MS = 15 * 60_000;
 
+/** What another copy of the same file may mend: never decided for good. */
+const DAMAGE_CODES: readonly string[] = [
+  'NOT_A_BATCH',
+  'BAD_HEADER',
+  'HEADER_TOO_BIG',
+  'BAD_JSON',
+  'BAD_UTF8',
+  'BAD_SIGNATURE',
+  'TRUNCATED',
+  'TRAILING_DATA',
+  'HASH_MISMATCH',
+  'INFLATE_FAILED',
+  'INFLATE_LIMIT',
+];
+/** After which a damaged file that cannot be removed is looked at again. */
+const LOOK_AGAIN_MS = 15 * 60_000;
+
 /**
  * The batch files of an untrusted folder, in the order in which lanes and numbers of their names say
  * they should be looked at; and the names of files that are none of ours.
@@ -35,15 +52,25 @@ export async function listInbox(folder: string): Promise<{ paths: string[]; fore
   };
 }
 
-/** Whether the file, unchanged since, was decided on before and could only not be removed. */
-export async function wasDecided(db: Database, path: string): Promise<boolean> {
+/**
+ * Whether the file, unchanged since, was decided on before and could only not be removed. A damaged
+ * one is looked at again from time to time: not every file system tells a replaced file by its inode
+ * and times.
+ */
+export async function wasDecided(db: Database, clock: Clock, path: string): Promise<boolean> {
   const found = await lstat(path);
-  const [seen] = await rows<{ code: BatchCode | 'APPLIED' }>(
+  const [seen] = await rows<{ code: BatchCode | 'APPLIED'; lastSeenAt: Date }>(
     db,
-    'select code from inbox_seen where name = ? and bytes = ? and mtime_ms = ?',
-    [basename(path), found.size, found.mtimeMs],
+    `select code, last_seen_at as "lastSeenAt" from inbox_seen
+     where name = ? and bytes = ? and mtime_ms = ? and ctime_ms = ? and inode = ?`,
+    [basename(path), found.size, found.mtimeMs, found.ctimeMs, String(found.ino)],
   );
-  return seen !== undefined && (seen.code === 'APPLIED' || batchCodeKind(seen.code) !== 'wait');
+  if (!seen) return false;
+  if (DAMAGE_CODES.includes(seen.code)) {
+    const ageMs = clock.now().getTime() - seen.lastSeenAt.getTime();
+    return ageMs >= 0 && ageMs < LOOK_AGAIN_MS;
+  }
+  return seen.code === 'APPLIED' || batchCodeKind(seen.code) !== 'wait';
 }
 
 /**
@@ -60,10 +87,12 @@ export async function rememberFile(
   if (!found) return undefined;
   const [seen] = await rows<{ since: Date }>(
     db,
-    `insert into inbox_seen as s (name, bytes, mtime_ms, code, detail, first_seen_at, last_seen_at)
-     values (:name, :bytes, :mtime, :code, :detail, :now, :now)
+    `insert into inbox_seen as s (name, bytes, mtime_ms, ctime_ms, inode, code, detail,
+       first_seen_at, last_seen_at)
+     values (:name, :bytes, :mtime, :ctime, :inode, :code, :detail, :now, :now)
      on conflict (name) do update set
-       bytes = excluded.bytes, mtime_ms = excluded.mtime_ms, code = excluded.code,
+       bytes = excluded.bytes, mtime_ms = excluded.mtime_ms, ctime_ms = excluded.ctime_ms,
+       inode = excluded.inode, code = excluded.code,
        detail = excluded.detail, last_seen_at = excluded.last_seen_at,
        first_seen_at = case when s.bytes = excluded.bytes and s.code = excluded.code
                             then s.first_seen_at else excluded.first_seen_at end
@@ -72,6 +101,8 @@ export async function rememberFile(
       name: basename(path),
       bytes: found.size,
       mtime: found.mtimeMs,
+      ctime: found.ctimeMs,
+      inode: String(found.ino),
       code,
       detail,
       now: clock.now(),

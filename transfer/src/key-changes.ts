@@ -91,11 +91,37 @@ async function noteOldKey(
   { change, now }: { change: KeyChange; now: Date },
 ): Promise<void> {
   if (change.kid === batch.kid) return;
-  await tx.raw(
-    `update far_keys set revoked_at = :now
-     where link = :link and kid = :kid and revoked_at is null`,
-    { now, link: batch.link, kid: change.kid },
+  await revokeKeys(tx, { link: batch.link, kid: change.kid, signer: batch.kid, now });
+}
+
+/**
+ * Revokes a key of the far side and all that it announced, and those that these announced: whoever
+ * stole it may have made them. Never the signer of the announcement, which was trusted before.
+ * @returns the keys that counted until now.
+ */
+export async function revokeKeys(
+  tx: Transaction,
+  {
+    link,
+    kid,
+    signer = null,
+    now,
+  }: { link: string; kid: string; signer?: string | null; now: Date },
+): Promise<string[]> {
+  const revoked = await rows<{ kid: string }>(
+    tx,
+    `with recursive bad as (
+       select kid from far_keys where link = :link and kid = :kid
+       union
+       select k.kid from bad join far_keys k
+         on k.link = :link and k.trusted_by = 'key:' || bad.kid
+         and k.kid is distinct from cast(:signer as text)
+     )
+     update far_keys k set revoked_at = :now from bad
+     where k.link = :link and k.kid = bad.kid and k.revoked_at is null returning k.kid`,
+    { link, kid, signer, now },
   );
+  return revoked.map((row) => row.kid);
 }
 
 function cardIn({ card }: KeyChange): Card | undefined {

@@ -133,6 +133,7 @@ function changeCommands(use: UseNode): Commands {
           const text = [
             `New batches are signed by ${card.kid}; the far side learns it from number ${retire.control} of control.`,
             `The key ${old} has signed its last batch. Back up the keys folder.`,
+            'Carriers who check with --card need the new card beside the old one, in a folder of cards: keys card prints it.',
             `fingerprint ${fingerprint}`,
           ].join('\n');
           return { text, data: { old, card, fingerprint, retire } };
@@ -178,7 +179,8 @@ async function revokeOwn(db: Database, node: Node, confirmed: Confirmed): Promis
     shown.text,
     `The key ${revoked.old} is revoked here. ${describeRaised(revoked)}`,
     'On the far side, before anything of this epoch is taken:',
-    `  keys revoke ${revoked.old}`,
+    ...revoked.valid.map((kid) => `  keys revoke ${kid}`),
+    ...(revoked.valid.length > 1 ? ['  (only those that keys ls there still calls current)'] : []),
     '  keys trust CARD-FILE     (the card above; read the fingerprint aloud)',
   ].join('\n');
   return { text, data: { ...(shown.data as object), ...revoked } };
@@ -194,12 +196,14 @@ async function revokeFar(
     `Refuse everything that the far key ${kid} signed and that is not here yet?`,
     confirmed,
   );
-  await revokeFarKey(db, node, { kid, by: commandLineActor() });
+  const revoked = await revokeFarKey(db, node, { kid, by: commandLineActor() });
+  const announced = revoked.filter((other) => other !== kid);
   const text = [
     `The key ${kid} is revoked: what it signed is refused with an alarm from now on.`,
+    ...announced.map((other) => `So is ${other}: it came by an announcement of that key.`),
     'Once the far side has made new keys: keys trust CARD-FILE with its new card.',
   ].join('\n');
-  return { text, data: { kid, revoked: true } };
+  return { text, data: { kid, revoked: true, announced } };
 }
 
 async function listKeys(db: Database, node: Node): Promise<KeyRow[]> {

@@ -334,7 +334,7 @@ describe('revokeOwnKeys', () => {
       blue.test.db,
       `select frozen_code as code from inbound_streams where stream = 'requests'`,
     );
-    expect(stream?.code).to.equal('KEY_REVOKED');
+    expect(stream?.code).to.equal(null);
     expect(await codeOfAsync(trustCard(blue.test.db, blue, red.keys.card, 'test'))).to.equal(
       'card-invalid',
     );
@@ -391,6 +391,26 @@ describe('revokeOwnKeys', () => {
     await adoptAfterRevocation(again, blue, old);
     await exchange(again, blue);
     expect(await appliedIds(blue)).to.deep.equal([id]);
+  });
+
+  it('leaves a rotation that was not announced yet whole, wherever it is cut off', async () => {
+    const first = await sealRequest(red);
+    const link = await linkOf(red.test.db);
+    const old = red.keys.kid;
+    const card = await makeNextKeys(red.folders.keys, red.keys, locked);
+    await red.test.db.transaction((tx) => announceRotation(tx, red, link, { card, by: 'test' }));
+    const power = new Error('power cut');
+    const cut = { ...red, network: { beforeRequeue: () => Promise.reject(power) } };
+    const failed = revokeOwnKeys(red.test.db, cut, 'test');
+    expect(await failed.catch((error: unknown) => error)).to.equal(power);
+    const again = await restart(red);
+    const { id } = await sealRequest(again);
+    expect(again.keys.kid).to.equal(card.kid);
+    await carryAll(red, blue);
+    await importInto(blue);
+    expect(await appliedIds(blue)).to.have.members([first.id, id]);
+    const { valid } = await revokeOwnKeys(again.test.db, again, 'test');
+    expect(valid).to.deep.equal([old, card.kid]);
   });
 
   it('makes new keys where the folder holds older ones', async () => {

@@ -7,15 +7,17 @@ import {
   type StreamName,
   type Transaction,
 } from '@sallyport/shared';
+import { forgetAcks } from './acks.js';
 import { announceKeyChange, raiseEpoch, type RaisedEpoch } from './epochs.js';
 import { readyStream, sealUnfinished } from './export.js';
 import { whileHoldingAll } from './hold-streams.js';
+import { revokeKeys } from './key-changes.js';
 import { locked } from './key-files.js';
 import { cardFingerprint, type Card } from './keys.js';
 import { findLink, type Link } from './links.js';
 import { makeNextKeys } from './next-keys.js';
 import type { Node } from './node.js';
-import { insertCurrentKey, listOwnKeys, refreshKeys } from './own-keys.js';
+import { insertCurrentKey, isAnnouncing, listOwnKeys, refreshKeys } from './own-keys.js';
 import { tidyOutbox } from './store.js';
 
 /** Per stream the last number that the old key signs. */
@@ -87,22 +89,29 @@ export async function announceRotation(
 /**
  * Replaces keys that were stolen or lost: new ones count at once, the epoch rises, and everything not
  * acknowledged leaves again. The far side must revoke the old key and trust the new card by hand.
- * Safe to kill at any moment.
+ * Safe to kill at any moment. `valid`: all keys that may still count there, the oldest first.
  * @throws SallyportError `not-trusted`, WAIT_LOCK, and what refuses to seal.
  */
 export async function revokeOwnKeys(
   db: Database,
   node: Node,
   by: string,
-): Promise<RaisedEpoch & { old: string; card: Card }> {
+): Promise<RaisedEpoch & { old: string; valid: string[]; card: Card }> {
   return whileHoldingAll(db, node, async () => {
     const link = await requireLink(db);
-    await refreshKeys(db, node).catch((error: unknown) => {
-      // Lost keys are what this is for: the folder may hold older ones, or none of these at all.
-      if (!(error instanceof SallyportError && error.code === 'keys-missing')) throw error;
-    });
+    const lost = await refreshKeys(db, node).then(
+      () => false,
+      (error: unknown) => {
+        // Lost keys are what this is for: the folder may hold older ones, or none of these at all.
+        if (error instanceof SallyportError && error.code === 'keys-missing') return true;
+        throw error;
+      },
+    );
+    // The keys that a pending announcement names must not be overwritten: it could still be sealed.
+    if (!lost && (await isAnnouncing(db))) await finishAnnouncement(db, node);
     const current = (await listOwnKeys(db)).find(({ state }) => state === 'current');
     const old = current?.kid ?? node.keys.kid;
+    const valid = [...(await listUnheardRetired(db)), old];
     const card = await makeNextKeys(node.folders.keys, node.keys, node.unlock ?? locked);
     const raised = await db.transaction((tx) =>
       decideRevocation(tx, node, link, { old, card, by }),
@@ -110,7 +119,7 @@ export async function revokeOwnKeys(
     await finishAnnouncement(db, node);
     // What lies ready of the epochs before would only be refused.
     await tidyOutbox(db, node);
-    return { ...raised, old, card };
+    return { ...raised, old, valid, card };
   });
 }
 
@@ -150,19 +159,23 @@ export async function finishAnnouncement(db: Database, node: Node): Promise<void
 }
 
 /**
- * Stops trusting a key of the far side: whatever it signed and is not here yet is refused with an
- * alarm, and `trustCard` may adopt another.
+ * Stops trusting a key of the far side and every key that it announced: whatever they signed and is
+ * not here yet is refused with an alarm, and `trustCard` may adopt another.
+ * @returns the keys that counted until now.
  * @throws SallyportError `not-found`; `already-exists` when it was revoked before.
  */
 export async function revokeFarKey(
   db: Database,
   node: Node,
   { kid, by }: { kid: string; by: string },
-): Promise<void> {
-  await db.transaction(async (tx) => {
-    const [found] = await rows<{ revokedAt: Date | null }>(
+): Promise<string[]> {
+  return db.transaction(async (tx) => {
+    const link = await findLink(tx);
+    // Who had the key may have told what is not true. First, as an import locks in this order.
+    if (link) await forgetAcks(tx, link.link);
+    const [found] = await rows<{ link: string; revokedAt: Date | null }>(
       tx,
-      `select revoked_at as "revokedAt" from far_keys where kid = ? for update`,
+      `select link, revoked_at as "revokedAt" from far_keys where kid = ? for update`,
       [kid],
     );
     if (!found) {
@@ -175,15 +188,29 @@ export async function revokeFarKey(
       throw new SallyportError('already-exists', `The key ${kid} is revoked since ${since}.`);
     }
     const now = node.clock.now();
-    await tx.raw('update far_keys set revoked_at = ? where kid = ?', [now, kid]);
+    const revoked = await revokeKeys(tx, { link: found.link, kid, now });
     await appendAudit(tx, {
       at: now,
       actor: by,
       action: 'keys.revoke-far',
       subject: kid,
-      details: {},
+      details: { revoked },
     });
+    return revoked;
   });
+}
+
+/** Former keys of which the far side is not known to have read that they ended. */
+async function listUnheardRetired(db: Database): Promise<string[]> {
+  const found = await rows<{ kid: string }>(
+    db,
+    `select k.kid from own_keys k where k.state = 'retired' and exists (
+       select 1 from outbox_records o join outbound_batches b on b.id = o.batch_id
+       where o.stream = 'control' and o.type = 'key.change' and b.state <> 'acked'
+         and o.line::jsonb->'d'->>'change' = 'rotate' and o.line::jsonb->'d'->>'kid' = k.kid)
+     order by k.made_at, k.kid`,
+  );
+  return found.map(({ kid }) => kid);
 }
 
 async function lastNumbers(tx: Transaction, node: Node, link: Link): Promise<RetirePoints> {

@@ -1,7 +1,13 @@
 import { readdir } from 'node:fs/promises';
-import { rows, type Database, type StreamName } from '@sallyport/shared';
+import {
+  batchCodeKind,
+  rows,
+  type BatchCode,
+  type Database,
+  type StreamName,
+} from '@sallyport/shared';
 import { writeGapCode } from './gap-code.js';
-import { findLink, type Link } from './links.js';
+import { findLink, hasValidFarKey, type Link } from './links.js';
 import type { Node } from './node.js';
 import { toRanges, type Range } from './ranges.js';
 
@@ -44,6 +50,10 @@ export type LinkStatus = {
   sending: SendingStatus[];
   receiving: ReceivingStatus[];
   quarantined: number;
+  /** Files that stay in the inbox until something else has come, by the code that says what. */
+  inbox: { code: BatchCode; files: number }[];
+  /** Whether a key of the far side counts; without one nothing is sealed or taken. */
+  far_key: boolean;
 };
 
 /** The missing numbers of one stream and the code to read to the sender. */
@@ -72,6 +82,8 @@ export async function readLinkStatus(db: Database, node: Node): Promise<LinkStat
       gaps: gaps.find(({ stream }) => stream === one.stream)?.ranges ?? [],
     })),
     quarantined: counted?.count ?? 0,
+    inbox: await countWaiting(db, node),
+    far_key: link !== undefined && (await hasValidFarKey(db)),
   };
 }
 
@@ -82,6 +94,22 @@ export async function readGapCodes(db: Database, node: Node): Promise<GapCode[]>
   const sender = node.role === 'request' ? 'response' : 'request';
   const found = await readGaps(db);
   return found.map((gaps) => ({ ...gaps, code: writeGapCode(link.link, sender, gaps) }));
+}
+
+async function countWaiting(db: Database, node: Node): Promise<LinkStatus['inbox']> {
+  const noted = await rows<{ name: string; code: BatchCode | 'APPLIED' }>(
+    db,
+    'select name, code from inbox_seen order by code',
+  );
+  if (noted.length === 0) return [];
+  // What a carrier has taken away again waits no more.
+  const there = new Set(await readdir(node.folders.inbox).catch(() => []));
+  const counts = new Map<BatchCode, number>();
+  for (const { name, code } of noted) {
+    if (code === 'APPLIED' || batchCodeKind(code) !== 'wait' || !there.has(name)) continue;
+    counts.set(code, (counts.get(code) ?? 0) + 1);
+  }
+  return [...counts].map(([code, files]) => ({ code, files }));
 }
 
 async function readGaps(

@@ -102,17 +102,19 @@ async function replaceKey(
   }
   if (same && cardText(same.card) === cardText(card)) return false;
   // A retired key signs nothing new: it need not be revoked.
-  const valid = [...keys.values()].some(({ retire, revokedAt }) => !retire && !revokedAt);
-  if (valid || card.node !== farNode) {
+  const valid = [...keys].flatMap(([kid, key]) => (key.retire || key.revokedAt ? [] : [kid]));
+  if (valid.length > 0 || card.node !== farNode) {
+    const by = valid.length > 0 ? ` Valid there is ${valid.join(', ')}.` : '';
     throw new SallyportError(
       'card-invalid',
-      `This node already trusts ${farNode} (link ${link}), and not by this card of ${card.node}.`,
+      `This node already trusts ${farNode} (link ${link}), and not by this card of ${card.node}.${by}`,
       {
         next: 'A changed far side announces its new key itself; only where its keys were stolen or lost, revoke them first with keys revoke KID.',
       },
     );
   }
   await insertFarKey(tx, link, card, { by, now: node.clock.now() });
+  await tx.raw('update links set adopted_kid = ? where link = ?', [card.kid, link]);
   return true;
 }
 
@@ -128,6 +130,15 @@ export async function readFarKeys(db: Database, link: string): Promise<Map<strin
   return new Map(found.map(({ kid, ...key }) => [kid, key]));
 }
 
+/** Whether any key of the far side is neither retired nor revoked. */
+export async function hasValidFarKey(db: Database): Promise<boolean> {
+  const valid = await rows(
+    db,
+    'select 1 from far_keys where revoked_at is null and retire is null limit 1',
+  );
+  return valid.length > 0;
+}
+
 /** The age recipient of the far side's newest valid key. */
 export async function findRecipient(db: Database, link: string): Promise<string> {
   const [row] = await rows<{ age: string }>(
@@ -137,8 +148,8 @@ export async function findRecipient(db: Database, link: string): Promise<string>
     [link],
   );
   if (row) return row.age;
-  throw new SallyportError('WAIT_KEY', 'No valid key of the far side is known.', {
-    next: 'Bring the far card and run keys trust.',
+  throw new SallyportError('not-trusted', 'No valid key of the far side is known here.', {
+    next: 'Run keys trust with its new card.',
   });
 }
 

@@ -93,10 +93,10 @@ describe('manifest', () => {
     });
 
     it('refuse a line over 64 KiB', async () => {
-      const seqs = Array.from({ length: 200 }, (_, i): [number, number] => [
-        Number.MAX_SAFE_INTEGER - i,
-        Number.MAX_SAFE_INTEGER,
-      ]);
+      const seqs = Array.from({ length: 200 }, (_, i): [number, number] => {
+        const seq = Number.MAX_SAFE_INTEGER - 400 + 2 * i;
+        return [seq, seq];
+      });
       const stream = {
         epoch: 1,
         contiguous: 0,
@@ -282,6 +282,49 @@ describe('manifest', () => {
         const found = (await verifyCode(await signChanged(change))) ?? 'none';
         expect(found, JSON.stringify(change)).to.equal(code);
       }
+    });
+
+    it('refuses ranges that run backwards, overlap or are not in order, and counters beyond use', async () => {
+      const { ack } = testManifest(pair);
+      const told = { epoch: 1, contiguous: 0, digest: ZERO_DIGEST, extra: [], missing: [] };
+      const rest = { rejected: [], more: false };
+      const ranges: number[][][] = [
+        [[9, 2]],
+        [
+          [1, 4],
+          [4, 5],
+        ],
+        [
+          [5, 6],
+          [1, 2],
+        ],
+        [
+          [3, 3],
+          [3, 3],
+        ],
+      ];
+      const bad: Record<string, unknown>[] = [
+        ...ranges.flatMap((value) =>
+          ['extra', 'missing'].map((name) => {
+            const requests = { ...told, ...rest, [name]: value };
+            return { ack: { ...ack, streams: { requests } } };
+          }),
+        ),
+        { ack: { ...ack, no: 2 ** 53 - 1 } },
+        { tail: { requests: { epoch: 1, seq: 10 ** 12 + 1, digest: ZERO_DIGEST } } },
+      ];
+      for (const change of bad) {
+        expect(await verifyCode(await signChanged(change)), JSON.stringify(change)).to.equal(
+          'SCHEMA',
+        );
+      }
+      const missing = [
+        [1, 1],
+        [2, 2],
+        [4, 9],
+      ];
+      const good = { ...ack, streams: { requests: { ...told, ...rest, missing } } };
+      expect(await verifyCode(await signChanged({ ack: good }))).to.equal(undefined);
     });
 
     it('does not look into what an unknown key has signed', async () => {

@@ -28,6 +28,8 @@ export const BATCH_LIMITS = {
   inflateRatio: 200,
   lineBytes: 1024 * 1024,
   records: 1_000_000,
+  /** The highest `no` of an acknowledgement, and the highest number in a tail. */
+  counter: 10 ** 12,
 } as const;
 
 /** `prev` of the first batch of a stream, and `digest` of a stream of which nothing has come. */
@@ -46,6 +48,7 @@ const oneOf = <T extends string>(...values: readonly T[]) =>
 const text = (maxLength: number) => Type.String({ minLength: 1, maxLength });
 const Count = Type.Integer({ minimum: 0, maximum: Number.MAX_SAFE_INTEGER });
 const Seq = Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER });
+const Counter = Type.Integer({ minimum: 1, maximum: BATCH_LIMITS.counter });
 const Epoch = Type.Integer({ minimum: 1, maximum: 9_999 });
 const Ranges = Type.Array(
   Type.Unsafe<[first: number, last: number]>(Type.Array(Seq, { minItems: 2, maxItems: 2 })),
@@ -55,7 +58,7 @@ const Ranges = Type.Array(
 /** What a node has of the far side's streams. */
 export const AckSchema = object({
   /** Rises with every manifest that the node signs. */
-  no: Seq,
+  no: Counter,
   incarnation: Uuid,
   streams: perStream(
     object({
@@ -75,7 +78,7 @@ export const AckSchema = object({
 export type Ack = Static<typeof AckSchema>;
 
 /** The newest sealed batch of every stream that a node sends. */
-export const TailSchema = perStream(object({ epoch: Epoch, seq: Seq, digest: Sha256 }));
+export const TailSchema = perStream(object({ epoch: Epoch, seq: Counter, digest: Sha256 }));
 export type Tail = Static<typeof TailSchema>;
 
 /** What line 1 of a batch says and signs (spec: batch-format, "File"). */
@@ -270,6 +273,7 @@ function parseManifest(payload: Buffer): Manifest {
     throw refuse('SCHEMA', `The manifest is not well formed: ${cause.message}`, { cause });
   }
   checkTimes(manifest);
+  checkRanges(manifest);
   checkBody(manifest);
   checkTypes(manifest);
   return manifest;
@@ -280,6 +284,21 @@ function checkTimes(manifest: Manifest): void {
     const time = manifest[name];
     if (time !== undefined && !isRealTime(time)) {
       throw refuse('SCHEMA', `The manifest's ${name} is not a time: ${time}.`);
+    }
+  }
+}
+
+/** The ranges of an acknowledgement run upwards and share no number. */
+function checkRanges({ ack }: Manifest): void {
+  for (const [stream, told] of Object.entries(ack.streams)) {
+    for (const name of ['extra', 'missing'] as const) {
+      const numbers = told[name].flat();
+      const wrong = numbers.some((number, i) => {
+        const before = numbers[i - 1] ?? 0;
+        return i % 2 === 0 ? number <= before : number < before;
+      });
+      if (!wrong) continue;
+      throw refuse('SCHEMA', `The ranges in ack.${stream}.${name} do not run upwards.`);
     }
   }
 }

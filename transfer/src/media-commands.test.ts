@@ -155,6 +155,43 @@ describe('sallyport-carry with media', () => {
       expect((await read(stick)).code).to.equal(7);
       expect((await read(join(pair.folder, 'none'))).code).to.equal(9);
     });
+
+    it('reads nothing into an outbox, and clears nothing for it', async () => {
+      await write(stick);
+      const refused = await run('read', stick, '--into', outbox, ...state(), '--clear');
+      expect(refused.code).to.equal(2);
+      expect(refused.stderr).to.contain('is an outbox');
+      const away = ['--state', join(pair.folder, 'elsewhere')];
+      await mkdir(join(pair.folder, 'store'));
+      expect((await run('read', stick, '--into', outbox, ...away, '--clear')).code).to.equal(2);
+      await writeFile(join(inbox, batch.name.replace('answerer.', 'other.')), 'x');
+      expect((await run('read', stick, '--into', inbox, ...away)).stderr).to.contain(
+        'another node',
+      );
+      const left = await readdir(join(stick, 'SALLYPORT', 'answerer'));
+      expect(left).to.deep.equal([batch.name]);
+    });
+
+    it('takes the texts away with the batches that they name', async () => {
+      await write(stick);
+      expect((await read(stick, '--clear')).code).to.equal(0);
+      expect(await readdir(stick)).to.deep.equal(['SALLYPORT']);
+    });
+
+    it('says that nothing lies in an empty folder, and ends with 6', async () => {
+      const { code, stdout } = await read(stick);
+      expect(code).to.equal(6);
+      expect(stdout).to.contain('Nothing of Sallyport lies here');
+    });
+
+    it('does not ask for a medium that is plugged in', async () => {
+      await write(stick);
+      const card = ['--card', join(pair.folder, 'answerer', 'card.json')];
+      const { code, stdout } = await read(stick, ...card);
+      expect(code).to.equal(7);
+      expect(stdout).to.contain('UNKNOWN_KEY').and.contain('NOT TAKEN from medium');
+      expect(stdout).to.not.contain('BRING');
+    });
   });
 
   describe('status', () => {

@@ -174,12 +174,14 @@ function verdictOf(state: WrittenMedium['state'], way: WrittenMedium['way']): st
 
 async function runRead(args: CommandArguments): Promise<CommandOutput> {
   const { positionals, values, switches } = args;
-  const into = values['into'] ?? readCarryPlaces().inbox;
+  const places = readCarryPlaces();
+  const into = values['into'] ?? places.inbox;
   if (into === undefined) throw missing('--into INBOX', 'INBOX_DIR');
   const { stop, start } = progressOf('read', switches);
   const report = await readMedia({
     roots: positionals,
     into,
+    ...(places.outbox === undefined ? {} : { outbox: places.outbox }),
     carrier: carrierOf(args),
     ...(await cardsOf(values['card'])),
     clear: switches.has('clear'),
@@ -188,21 +190,34 @@ async function runRead(args: CommandArguments): Promise<CommandOutput> {
   }).finally(stop);
   const damaged = report.media.some(({ faults, lost }) => faults.length + lost.length > 0);
   const failed = report.media.some(({ failure }) => failure !== undefined);
-  const exitCode = damaged ? EXIT.integrity : failed ? EXIT.other : undefined;
-  const complete = report.sets.every(({ missing }) => missing.length === 0);
+  const empty = report.media.some((medium) => medium.empty);
+  const exitCode = damaged
+    ? EXIT.integrity
+    : failed
+      ? EXIT.other
+      : empty
+        ? EXIT.notFound
+        : undefined;
+  // What is only remembered may have been lost since.
+  const complete = report.sets.every(
+    ({ missing, remembered }) => missing.length + remembered === 0,
+  );
   return {
     text: readText(report),
-    data: { complete: complete && !damaged && !failed, ...report },
+    data: { complete: complete && !damaged && !failed && !empty, ...report },
     ...(exitCode === undefined ? {} : { exitCode }),
   };
 }
 
 function readText({ media, sets, notes }: ReadReport): string {
-  const lines = [...media.flatMap(readLines), ...sets.flatMap(setLines)];
+  const lines = [...media.flatMap(readLines), ...setsLines(sets, media)];
   return [...lines, ...notes.map((note) => `note: ${printable(note)}`)].join('\n');
 }
 
 function readLines(medium: ReadMediumReport): string[] {
+  if (medium.empty) {
+    return [`${medium.root}  Nothing of Sallyport lies here. Is it the right folder, and mounted?`];
+  }
   const { root, id, label, copied, there, before, cleared, unlisted, lost } = medium;
   const lines = [
     `${root}  medium ${id ?? 'without a mark'}${label === undefined ? '' : ` (${printable(label)})`}`,
@@ -223,17 +238,29 @@ function readLines(medium: ReadMediumReport): string[] {
   return lines;
 }
 
-function setLines({ set, from, to, madeAt, signer, sha256, files, missing }: SetState): string[] {
+function setsLines(sets: readonly SetState[], near: readonly { id?: string }[]): string[] {
+  const plugged = new Set(near.flatMap(({ id }) => id ?? []));
+  return sets.flatMap((state) => setLines(state, plugged));
+}
+
+/** What of a set is here; `plugged` are the media that need not be brought. */
+function setLines(state: SetState, plugged: ReadonlySet<string>): string[] {
+  const { set, from, to, madeAt, signer, sha256, files, remembered, missing } = state;
+  const here = files - missing.length - remembered;
   const lines = [
     `Set ${set} from ${from} to ${to}, made ${madeAt}`,
     `  INDEX signed by ${printable(signer)}; its SHA-256:`,
     ...digestGroups(sha256).map((groups) => `    ${groups}`),
-    `  ${files - missing.length} of ${files} batch(es) are here${missing.length === 0 ? ': complete' : ''}`,
+    `  ${here} of ${files} batch(es) are here${here === files ? ': complete' : ''}` +
+      (remembered === 0 ? '' : `, ${remembered} not, but read in the last hours`),
   ];
   for (const [id, names] of byMedium(missing)) {
     const label = missing.find((file) => file.medium === id)?.label;
     const which = label === undefined ? '' : ` (${printable(label)})`;
-    lines.push(`  BRING medium ${id}${which}: ${names.length} batch(es)`);
+    const what = plugged.has(id)
+      ? `NOT TAKEN from medium ${id}${which}, for the reasons above`
+      : `BRING medium ${id}${which}`;
+    lines.push(`  ${what}: ${names.length} batch(es)`);
     lines.push(...shown(names).map((name) => `  ${name}`));
   }
   return lines;
@@ -266,7 +293,7 @@ async function runStatus(args: CommandArguments): Promise<CommandOutput> {
 }
 
 function statusText({ places, sets, bad, toDo }: StatusReport): string {
-  const lines = [...places.flatMap(placeLines), ...sets.flatMap(setLines)];
+  const lines = [...places.flatMap(placeLines), ...setsLines(sets, places)];
   for (const { medium, at, file } of bad) {
     lines.push(
       `BAD medium ${printable(medium)}: gave back other bytes of ${printable(file)} at ${at}`,

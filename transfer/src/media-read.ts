@@ -2,11 +2,18 @@ import { createHash, randomBytes } from 'node:crypto';
 import { lstat, readdir, realpath, rm } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { type Clock, SallyportError, systemClock } from '@sallyport/shared';
-import { claimBatch } from './batch-file.js';
+import { claimBatch, parseBatchName } from './batch-file.js';
 import { removeLeftovers } from './carry.js';
-import { type Carrier, loadReadMemory, type ReadMemory, saveReadMemory } from './carrier.js';
+import {
+  type Carrier,
+  listOutboxes,
+  loadReadMemory,
+  type ReadMemory,
+  saveReadMemory,
+} from './carrier.js';
 import { type SlipEvent, writeCustodySlips } from './custody-slip.js';
 import { errorCode, syncDirectory } from './durable-file.js';
+import { describeBatch } from './fill-medium.js';
 import type { Card } from './keys.js';
 import type { IndexFile, MediaIndex } from './media-index.js';
 import {
@@ -23,6 +30,7 @@ import {
   readMedium,
   requireStillThere,
   scanMedium,
+  textPaths,
   type Medium,
   type MediumContent,
   type MediumFile,
@@ -31,7 +39,6 @@ import {
   byUrgency,
   type FileFault,
   readReady,
-  readWhole,
   type ReadyBatch,
   reopen,
   toFault,
@@ -41,6 +48,8 @@ export type ReadOptions = {
   roots: readonly string[];
   /** The inbox. */
   into: string;
+  /** The outbox of the network nearby, which is never read into. */
+  outbox?: string;
   carrier: Carrier;
   /** Only what one of these signed is read. */
   cards?: ReadonlyMap<string, Card>;
@@ -58,10 +67,12 @@ export type ReadMediumReport = {
   /** Absent where the medium has no mark of ours. */
   id?: string;
   label?: string;
+  /** Neither a mark, nor an INDEX, nor a batch: nobody wrote this for us. */
+  empty?: true;
   copied: string[];
   /** Lies in the inbox, every byte right. */
   there: string[];
-  /** Was read before; the importer has taken it. */
+  /** Every byte was copied in the last hours; the importer has taken it. */
   before: string[];
   cleared: string[];
   /** Batches that no INDEX names. */
@@ -80,16 +91,20 @@ type Run = {
   options: ReadOptions;
   memory: ReadMemory;
   clock: Clock;
-  inHand: Set<string>;
+  /** SHA-256 of what lies in the inbox, by the digest of the batch. */
+  inHand: Map<string, string>;
   onBytes: (bytes: number) => void;
 };
 
 type Content = { medium: Pick<Medium, 'root'> & Partial<Medium>; content: MediumContent };
 
+/** How long an importer may take; whatever is not in the inbox after that is copied again. */
+const REMEMBER_MS = 4 * 3_600_000;
+
 /**
  * Copies the batches of media, in any order, into an inbox: each checked byte by byte against its
- * line 1 and, where an INDEX names it, against that. What is there, or was read before, is not
- * copied again; nothing is removed from a medium unless `clear` is set.
+ * line 1 and, where an INDEX names it, against that. What is there, or was read in the last
+ * 4 hours with the same bytes, is not copied again; nothing is removed from a medium unless `clear` is set.
  * @throws SallyportError not-found, usage, medium-invalid.
  */
 export async function readMedia(options: ReadOptions): Promise<ReadReport> {
@@ -97,7 +112,7 @@ export async function readMedia(options: ReadOptions): Promise<ReadReport> {
   await removeLeftovers(options.into, await readdir(options.into));
   const clock = options.clock ?? systemClock;
   const memory = await loadReadMemory(options.carrier);
-  const inHand = new Set(Object.keys(memory));
+  const inHand = new Map<string, string>();
   const found: Content[] = [];
   const failed: ReadMediumReport[] = [];
   for (const root of options.roots) {
@@ -108,6 +123,7 @@ export async function readMedia(options: ReadOptions): Promise<ReadReport> {
       failed.push({ ...emptyReport({ root }), failure: failureOf(error, root) });
     }
   }
+  await requireReceiver(options, new Set(found.flatMap(({ content }) => tosOf(content))));
   const sizes = found.flatMap(({ content }) => content.batches.map(({ bytes }) => bytes));
   const total = sizes.reduce((sum, bytes) => sum + bytes, 0);
   const onBytes = options.startProgress?.(total) ?? (() => undefined);
@@ -123,7 +139,12 @@ export async function readMedia(options: ReadOptions): Promise<ReadReport> {
   await saveReadMemory(options.carrier, memory);
   const { sets, faults } = newestOf(known);
   report.media[0]?.faults.push(...faults);
-  report.sets = sets.map((set) => stateOf(set, inHand));
+  for (const { index } of sets) await addInbox(run, index);
+  const recent = Object.keys(memory).flatMap((digest): [string, string][] => {
+    const sha256 = readLately(run, digest);
+    return sha256 === undefined ? [] : [[digest, sha256]];
+  });
+  report.sets = sets.map((set) => stateOf(set, inHand, new Map(recent)));
   return report;
 }
 
@@ -138,11 +159,50 @@ async function requireInbox({ into, roots }: ReadOptions): Promise<void> {
   }
 }
 
+/**
+ * Refuses the folder of a sender: what it holds would pass for what has arrived, and `clear` would
+ * take the only copies from the medium.
+ * @throws SallyportError usage.
+ */
+async function requireReceiver(
+  { into, carrier, outbox }: ReadOptions,
+  tos: ReadonlySet<string>,
+): Promise<void> {
+  const place = await realpath(into);
+  const near = outbox === undefined ? undefined : await realpath(outbox).catch(() => undefined);
+  const ofNode =
+    basename(place) === 'outbox' &&
+    (await lstat(join(place, '..', 'store')).catch(() => undefined))?.isDirectory() === true;
+  if (ofNode || place === near || (await listOutboxes(carrier)).includes(place)) {
+    throw notInbox(into, 'is an outbox');
+  }
+  const other = (await readdir(place)).find((name) => {
+    const hint = parseBatchName(name);
+    return hint !== undefined && tos.size > 0 && !tos.has(hint.to);
+  });
+  if (other === undefined) return;
+  throw notInbox(into, `holds ${other}, which is for another node than ${[...tos].join(', ')}`);
+}
+
+function notInbox(into: string, why: string): SallyportError {
+  return new SallyportError('usage', `${into} ${why}: nothing is read into it.`, {
+    next: 'Name the inbox of the receiving network: --into INBOX.',
+  });
+}
+
+function tosOf({ batches }: MediumContent): string[] {
+  return batches.map(({ to }) => to);
+}
+
 async function readOne(
   run: Run,
   { medium, content }: Content,
 ): Promise<{ report: ReadMediumReport; sets: KnownSet[]; notes: string[] }> {
   const report = { ...emptyReport(medium), foreign: content.foreign };
+  const { batches: files, indexes: lists, parts } = content;
+  if (medium.id === undefined && files.length + lists.length + parts.length === 0) {
+    return { report: { ...report, empty: true }, sets: [], notes: [] };
+  }
   const done: ReadyBatch[] = [];
   const notes: string[] = [];
   let sets: KnownSet[] = [];
@@ -158,7 +218,8 @@ async function readOne(
     const names = new Set(content.batches.map(({ name }) => name));
     report.lost.push(
       ...[...entries.values()]
-        .filter(({ file }) => !names.has(file.name) && !run.inHand.has(file.digest))
+        .filter(({ file }) => !names.has(file.name))
+        .filter(({ file }) => run.memory[file.digest]?.sha256 !== file.sha256)
         .map(({ file }) => file.name),
     );
     if (medium.id !== undefined) await requireStillThere(medium as Medium);
@@ -207,18 +268,25 @@ async function readBatch(run: Run, { batch, entry, report, done }: OneBatch): Pr
   try {
     if (entry) requireAsListed(batch, entry);
     else report.unlisted.push(basename(batch.path));
-    if (await isProven(batch, target)) {
+    const listed = entry?.file.sha256;
+    const there = await hashInInbox(batch, target);
+    const lately = options.again ? undefined : readLately(run, batch.digest);
+    // Only what must be compared is read before it is copied.
+    const compared = there !== undefined || lately !== undefined;
+    let sha256 = listed ?? (compared ? (await describeBatch(batch, () => undefined)).sha256 : '');
+    if (compared && there === sha256) {
       report.there.push(batch.name);
-    } else if (Object.hasOwn(memory, batch.digest) && !options.again) {
+    } else if (compared && lately === sha256) {
       report.before.push(batch.name);
       return;
     } else {
-      await copyBatch(run, { batch, target, sha256: entry?.file.sha256 });
+      sha256 = await copyBatch(run, { batch, target, sha256: listed });
       report.copied.push(batch.name);
       done.push(batch);
     }
-    inHand.add(batch.digest);
-    memory[batch.digest] = { medium: report.id ?? '', at: run.clock.now().toISOString() };
+    inHand.set(batch.digest, sha256);
+    const at = run.clock.now().toISOString();
+    memory[batch.digest] = { medium: report.id ?? '', at, sha256 };
   } catch (error) {
     if (isOfSystem(error)) await requireReadable(report, inboxError(error, target));
     if (error instanceof SallyportError && error.code === 'WAIT_DISK') throw error;
@@ -226,15 +294,24 @@ async function readBatch(run: Run, { batch, entry, report, done }: OneBatch): Pr
   }
 }
 
+/** SHA-256 of every byte that was copied of this batch not long ago. */
+function readLately({ memory, clock }: Run, digest: string): string | undefined {
+  const read = Object.hasOwn(memory, digest) ? memory[digest] : undefined;
+  const ageMs = clock.now().getTime() - Date.parse(read?.at ?? '');
+  return ageMs >= 0 && ageMs < REMEMBER_MS ? read?.sha256 : undefined;
+}
+
 /**
  * Copies a batch into the inbox under the name that its content gives it.
+ * @returns SHA-256 of every byte.
  * @throws SallyportError as `claimBatch` does; HASH_MISMATCH also when the INDEX says otherwise.
  */
 async function copyBatch(
   { onBytes }: Run,
   { batch, target, sha256 }: { batch: ReadyBatch; target: string; sha256: string | undefined },
-): Promise<void> {
+): Promise<string> {
   const whole = createHash('sha256');
+  let found = '';
   let left = batch.bytes;
   await claimBatch(batch.path, target, {
     ...(await reopen(batch)),
@@ -245,16 +322,18 @@ async function copyBatch(
       left -= piece.length;
       onBytes(piece.length);
       // Before it gets its name, because a batch in the inbox is imported at once.
-      if (left === 0 && sha256 !== undefined && whole.digest('hex') !== sha256) {
+      if (left === 0) found = whole.digest('hex');
+      if (left === 0 && sha256 !== undefined && found !== sha256) {
         throw new SallyportError('HASH_MISMATCH', 'Its bytes are not those the INDEX names.', {
           next: 'Copy the batch again from the sender.',
         });
       }
     },
   });
+  return found;
 }
 
-/** Line 1 states the length and the hash of everything, so that a digest stands for all bytes. */
+/** A digest stands for all bytes but those of the signature. */
 function requireAsListed(
   batch: ReadyBatch,
   { file, index }: { file: IndexFile; index: MediaIndex },
@@ -287,22 +366,34 @@ function strangers(sets: readonly KnownSet[], { batches }: MediumContent): FileF
     }));
 }
 
-/** Whether the inbox has exactly this batch, every byte right. */
-async function isProven(batch: ReadyBatch, path: string): Promise<boolean> {
+/** SHA-256 of this batch in the inbox; undefined unless its body is there, every byte right. */
+async function hashInInbox(
+  batch: Pick<ReadyBatch, 'digest'>,
+  path: string,
+): Promise<string | undefined> {
   try {
     const copy = await readReady(path, undefined);
-    if (copy.digest !== batch.digest) return false;
-    await readWhole(copy, () => undefined);
-    return true;
+    if (copy.digest !== batch.digest) return undefined;
+    return (await describeBatch(copy, () => undefined)).sha256;
   } catch (error) {
-    if (error instanceof SallyportError || errorCode(error) === 'ENOENT') return false;
+    if (error instanceof SallyportError || errorCode(error) === 'ENOENT') return undefined;
     throw error;
+  }
+}
+
+/** What earlier media of a set brought lies in the inbox, perhaps. */
+async function addInbox({ options, inHand }: Run, { media }: MediaIndex): Promise<void> {
+  for (const file of media.flatMap(({ files }) => files)) {
+    if (inHand.has(file.digest)) continue;
+    const path = join(options.into, basename(file.name));
+    const sha256 = await hashInInbox(file, path).catch(() => undefined);
+    if (sha256 === file.sha256) inHand.set(file.digest, sha256);
   }
 }
 
 /** Removes what lies proven in the inbox, and each INDEX of which nothing is left here. */
 async function clearMedium(
-  { options }: Run,
+  { options, inHand }: Run,
   now: {
     content: MediumContent;
     sets: readonly KnownSet[];
@@ -315,7 +406,8 @@ async function clearMedium(
   const changed = new Set<string>();
   for (const batch of batches) {
     if (![...report.copied, ...report.there].includes(batch.name)) continue;
-    if (!(await isProven(batch, join(options.into, batch.name)))) continue;
+    const copy = await hashInInbox(batch, join(options.into, batch.name));
+    if (copy === undefined || copy !== inHand.get(batch.digest)) continue;
     await rm(batch.path);
     left.delete(basename(batch.path));
     report.cleared.push(batch.name);
@@ -324,6 +416,13 @@ async function clearMedium(
   for (const { index, path } of sets) {
     const mine = index.media.find(({ id }) => id === report.id)?.files ?? [];
     if (changed.size > 0 && mine.every(({ name }) => !left.has(name))) {
+      await rm(path, { force: true });
+      changed.add(join(path, '..'));
+    }
+  }
+  if (report.id !== undefined && changed.size > 0) {
+    // They tell what lay here before.
+    for (const path of Object.values(await textPaths({ root: report.root, id: report.id }))) {
       await rm(path, { force: true });
       changed.add(join(path, '..'));
     }

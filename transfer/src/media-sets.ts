@@ -31,6 +31,8 @@ export type SetState = {
   /** SHA-256 of the INDEX file. */
   sha256: string;
   files: number;
+  /** Of them, those that are in no place looked at, but were read not long ago. */
+  remembered: number;
   missing: MissingFile[];
 };
 
@@ -81,16 +83,21 @@ export function newestOf(found: readonly KnownSet[]): { sets: KnownSet[]; faults
   return { sets: [...byId.values()], faults };
 }
 
-/** What of a set is missing, given the digests that are in hand. */
+/**
+ * What of a set is missing, given the digests that are in hand, and those that are only remembered
+ * with the SHA-256 of what was read.
+ */
 export function stateOf(
   { index, signer, sha256 }: KnownSet,
-  inHand: ReadonlySet<string>,
+  inHand: { has(digest: string): boolean },
+  read: ReadonlyMap<string, string> = new Map(),
 ): SetState {
-  const missing = index.media.flatMap(({ id, label, files }) =>
+  const away = index.media.flatMap(({ id, label, files }) =>
     files
       .filter(({ digest }) => !inHand.has(digest))
       .map((file) => ({ ...file, medium: id, ...(label === undefined ? {} : { label }) })),
   );
+  const missing = away.filter((file) => read.get(file.digest) !== file.sha256);
   return {
     set: index.set,
     from: index.from,
@@ -99,6 +106,7 @@ export function stateOf(
     signer,
     sha256,
     files: index.media.reduce((sum, { files }) => sum + files.length, 0),
+    remembered: away.length - missing.length,
     missing,
   };
 }

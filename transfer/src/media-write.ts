@@ -1,7 +1,13 @@
 import { createHash } from 'node:crypto';
-import { realpath } from 'node:fs/promises';
+import { type FileHandle, realpath } from 'node:fs/promises';
 import { type Clock, SallyportError, systemClock } from '@sallyport/shared';
-import { type Carrier, type IndexSigner, loadCarrierKey, requireNotBad } from './carrier.js';
+import {
+  type Carrier,
+  type IndexSigner,
+  loadCarrierKey,
+  rememberOutbox,
+  requireNotBad,
+} from './carrier.js';
 import { type SlipEvent, writeCustodySlips } from './custody-slip.js';
 import {
   describeBatch,
@@ -30,7 +36,7 @@ import {
   rememberSet,
   type SetPlan,
 } from './media-plan.js';
-import { prepareMedium, scanMedium } from './medium.js';
+import { holdMedium, prepareMedium, scanMedium } from './medium.js';
 import { type FileFault, listReady, type ReadyBatch } from './ready-batches.js';
 
 export type WriteOptions = {
@@ -93,24 +99,31 @@ export async function writeMedia(options: WriteOptions): Promise<WriteReport> {
   const access = options.access ?? REAL_ACCESS;
   const clock = options.clock ?? systemClock;
   const outbox = await realpath(options.from);
-  const media = await openMedia(options, { to: first.to, outbox, access, clock });
-  const size = options.setSize;
-  const plan = await planSet(options.carrier, found.ready, { media, size, outbox });
-  const toWrite = plan.loads.flatMap(({ batches }) => batches);
-  const total = toWrite.reduce((sum, { bytes }) => sum + 2 * bytes, 0);
-  const onBytes = options.startProgress?.(total) ?? (() => undefined);
+  await rememberOutbox(options.carrier, outbox);
   const { from, to } = first;
-  const run: Run = {
-    options,
-    carrier: options.carrier,
-    access,
-    clock,
-    refused,
-    from,
-    to,
-    onBytes,
-  };
+  const media = await openMedia(options, { to, outbox, access, clock });
+  const size = options.setSize;
+  const held = new Map<string, FileHandle>();
+  try {
+    for (const { medium } of media) held.set(medium.id, await holdMedium(medium));
+    const plan = await planSet(options.carrier, found.ready, { media, size, outbox });
+    const toWrite = plan.loads.flatMap(({ batches }) => batches);
+    const total = toWrite.reduce((sum, { bytes }) => sum + 2 * bytes, 0);
+    const onBytes = options.startProgress?.(total) ?? (() => undefined);
+    const { carrier } = options;
+    const run: Run = { options, carrier, access, clock, held, refused, from, to, onBytes };
+    return await writeSet(run, { plan, outbox, report });
+  } finally {
+    for (const folder of held.values()) await folder.close().catch(() => undefined);
+  }
+}
 
+async function writeSet(
+  run: Run,
+  { plan, outbox, report }: { plan: SetPlan; outbox: string; report: WriteReport },
+): Promise<WriteReport> {
+  const { options, from, to } = run;
+  const size = options.setSize;
   const used = plan.loads.filter(({ batches }) => batches.length > 0);
   for (const load of used) report.media.push(await fillMedium(run, load));
   const absent = await describeAbsent(run, plan, report.media);

@@ -324,6 +324,49 @@ describe('media', () => {
       expect(report.media[0]?.fault?.code).to.equal('medium-gone');
     });
 
+    it('notices that a twin with the same mark was plugged in at the very end', async () => {
+      await ready(1);
+      const swapping = (stick: string, twin: () => Promise<void>): MediaAccess => ({
+        ...real,
+        readBack: async (path, options) => {
+          const back = await readBack(path, options);
+          if (basename(path) !== 'SLIP.txt') return back;
+          await rename(stick, `${stick}.away`);
+          await twin();
+          return back;
+        },
+      });
+      const empty = await folder('empty');
+      const bare = swapping(empty, async () => {
+        await mkdir(join(empty, MEDIA_FOLDER), { recursive: true });
+        const mark = join(MEDIA_FOLDER, 'MEDIUM.json');
+        await copyFile(join(`${empty}.away`, mark), join(empty, mark));
+      });
+      const one = await write([empty], { access: bare });
+      expect(one.media[0]).to.include({ state: 'not-safe' });
+      expect(one.media[0]?.fault?.code).to.equal('medium-gone');
+      const full = await folder('full');
+      const whole = swapping(full, () => cp(`${full}.away`, full, { recursive: true }));
+      const other = await write([full], { access: whole });
+      expect(other.media[0]).to.include({ state: 'not-safe' });
+      expect(other.media[0]?.fault?.code).to.equal('medium-gone');
+    });
+
+    it('says what lies in the way of a batch', async () => {
+      const batch = await ready(1);
+      const linked = await folder('linked');
+      await mkdir(onStick(linked), { recursive: true });
+      await symlink(join(pair.folder, 'away'), onStick(linked, `${batch.name}.part`));
+      const taken = await folder('taken');
+      await mkdir(onStick(taken, batch.name), { recursive: true });
+      for (const stick of [linked, taken]) {
+        const { media } = await write([stick]);
+        expect(media[0]?.fault?.code).to.equal('medium-invalid');
+        expect(media[0]?.fault?.message).to.contain(onStick(stick, batch.name));
+      }
+      expect(await readdir(pair.folder)).to.not.include('away');
+    });
+
     it('lists foreign files and leaves them untouched, also where its texts would go', async () => {
       await ready(1);
       const stick = await folder('stick');
@@ -507,6 +550,44 @@ describe('media', () => {
       await flip(join(inbox, batches[0]?.name ?? ''));
       const report = await read([stick], { again: true });
       expect(report.media[0]?.copied).to.deep.equal([batches[0]?.name]);
+    });
+
+    it('copies again what was copied with other bytes of the signature', async () => {
+      await rm(join(stick, MEDIA_FOLDER), { recursive: true });
+      const [{ name, path }] = batches as [TestBatch];
+      await mkdir(onStick(stick), { recursive: true });
+      const good = await readFile(path, 'latin1');
+      const bad = good.replace(/("signature":")(.)/, (_, key: string, first: string) => {
+        return key + (first === 'A' ? 'B' : 'A');
+      });
+      expect(bad).to.not.equal(good);
+      await writeFile(onStick(stick, name), bad, 'latin1');
+      expect((await read([stick])).media[0]?.copied).to.deep.equal([name]);
+      await writeFile(onStick(stick, name), good, 'latin1');
+      const beside = await read([stick], { clear: true });
+      expect(beside.media[0]?.copied).to.deep.equal([name]);
+      expect(await readFile(join(inbox, name), 'latin1')).to.equal(good);
+      await writeFile(onStick(stick, name), bad, 'latin1');
+      await rm(join(inbox, name));
+      await read([stick]);
+      await rm(join(inbox, name));
+      await writeFile(onStick(stick, name), good, 'latin1');
+      expect((await read([stick])).media[0]?.copied).to.deep.equal([name]);
+    });
+
+    it('copies again after four hours what the inbox lost, and calls nothing complete before', async () => {
+      const [first, second] = batches as [TestBatch, TestBatch];
+      const clock = { now: () => now };
+      let now = new Date('2026-03-01T12:00:00.000Z');
+      await read([stick], { clock });
+      await rm(join(inbox, first.name));
+      const soon = await read([stick], { clock });
+      expect(soon.media[0]).to.deep.include({ copied: [], before: [first.name] });
+      expect(soon.sets[0]).to.deep.include({ missing: [], remembered: 1, files: 2 });
+      now = new Date('2026-03-01T16:00:01.000Z');
+      const late = await read([stick], { clock });
+      expect(late.media[0]).to.deep.include({ copied: [first.name], there: [second.name] });
+      expect(late.sets[0]).to.deep.include({ missing: [], remembered: 0 });
     });
 
     it('removes from the medium only what lies proven in the inbox', async () => {

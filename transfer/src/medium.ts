@@ -1,6 +1,16 @@
 import { randomUUID } from 'node:crypto';
 import { constants, type Stats } from 'node:fs';
-import { lstat, mkdir, open, readdir, realpath, rename, rm, statfs } from 'node:fs/promises';
+import {
+  type FileHandle,
+  lstat,
+  mkdir,
+  open,
+  readdir,
+  realpath,
+  rename,
+  rm,
+  statfs,
+} from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { Type, type Static } from 'typebox';
 import {
@@ -144,6 +154,26 @@ export async function requireStillThere(medium: Medium): Promise<void> {
   throw gone(medium.root);
 }
 
+/**
+ * Keeps the folder of a medium open, so that it can be told from that of a twin; whoever holds it
+ * closes it.
+ */
+export async function holdMedium({ root }: Medium): Promise<FileHandle> {
+  const flags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
+  return open(join(root, MEDIA_FOLDER), flags).catch((error: unknown) => {
+    throw mediumError(error, root);
+  });
+}
+
+/**
+ * Makes sure that the folder mounted there is the one that is held: a copy of a medium has its mark.
+ * @throws SallyportError medium-gone.
+ */
+export async function requireHeld({ root }: Medium, held: FileHandle): Promise<void> {
+  const [then, now] = [await held.stat(), await lookAt(join(root, MEDIA_FOLDER))];
+  if (now?.ino !== then.ino || now.dev !== then.dev) throw gone(root);
+}
+
 /** Where a batch lies on a medium. */
 export function batchPath(medium: Medium, to: string, name: string): string {
   return join(medium.root, MEDIA_FOLDER, to, name);
@@ -253,6 +283,11 @@ export function mediumError(error: unknown, root: string): unknown {
     case 'ENOSPC':
     case 'EDQUOT':
       return full(root, error);
+    case 'EEXIST':
+    case 'EISDIR':
+    case 'ERR_FS_EISDIR':
+    case 'ELOOP':
+      return invalid(root, `a folder or link lies in the way: ${pathOf(error)}`, error);
     case 'EROFS':
     case 'EACCES':
     case 'EPERM':
@@ -324,6 +359,12 @@ function gone(root: string, cause?: unknown): SallyportError {
     cause,
     next: 'Plug it in again and repeat the command: what is there and right is not copied again.',
   });
+}
+
+/** Of a rename, the name that was to be taken. */
+function pathOf(error: unknown): string {
+  const { path, dest } = error as { path?: string; dest?: string };
+  return dest ?? path ?? '';
 }
 
 function full(root: string, cause?: unknown): SallyportError {

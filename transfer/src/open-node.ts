@@ -15,13 +15,15 @@ import type { Folders, Node, Snapshots } from './node.js';
 import type { NetworkRules } from './record-rules.js';
 
 /**
- * Who acts when a person uses a command line: `cli:<account of the operating system>`, behind sudo
- * the account that called it.
+ * Who acts when a person uses a command line: `cli:<account of the operating system>`. Root is always
+ * `cli:root`, with a note of the account that called sudo, which root may have made up.
  */
-export function commandLineActor(): string {
-  const { username, uid } = userInfo();
-  // Anybody else could write what they like into their environment.
-  return `cli:${(uid === 0 && sudoAccount()) || username}`;
+export function commandLineActor(
+  { username, uid }: { username: string; uid: number } = userInfo(),
+  caller = sudoAccount(),
+): string {
+  if (uid !== 0) return `cli:${username}`;
+  return caller === undefined ? 'cli:root' : `cli:root (sudo: ${caller.slice(0, 64)})`;
 }
 
 /**

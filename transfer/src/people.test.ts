@@ -2,7 +2,8 @@ import { expect } from 'chai';
 import { sharedMigrations, type RoleGrant } from '@sallyport/shared';
 import { createTestDatabase, type TestDatabase } from '@sallyport/shared/testing';
 import { transferMigrations } from './links.js';
-import { identifyPerson, isSamePerson } from './people.js';
+import { commandLineActor } from './open-node.js';
+import { areTwoPeople, identifyPerson, isSamePerson } from './people.js';
 import { makeTestUser } from './test-people.js';
 
 describe('identifyPerson', () => {
@@ -53,5 +54,25 @@ describe('isSamePerson', () => {
     expect(isSamePerson('cli:olga', 'user:olga')).to.equal(true);
     expect(isSamePerson('cli:Olga', 'user:olga')).to.equal(true);
     expect(isSamePerson('cli:olga', 'user:igor')).to.equal(false);
+  });
+
+  it('looks at no domain', () => {
+    expect(isSamePerson('cli:olga@corp', 'user:olga')).to.equal(true);
+    expect(isSamePerson('cli:CORP\\Olga', 'user:olga')).to.equal(true);
+    expect(isSamePerson('cli:olga@corp', 'cli:igor@corp')).to.equal(false);
+  });
+});
+
+describe('areTwoPeople', () => {
+  it('takes nobody at his word who is root', () => {
+    const ann = commandLineActor({ username: 'root', uid: 0 }, 'ann');
+    expect(areTwoPeople(ann, 'user:ben')).to.equal(false);
+    expect(areTwoPeople('user:ben', ann)).to.equal(false);
+    expect(areTwoPeople(commandLineActor({ username: 'toor', uid: 0 }), 'user:ben')).to.equal(
+      false,
+    );
+    const own = commandLineActor({ username: 'ann', uid: 1000 }, 'ben');
+    expect(areTwoPeople(own, 'user:ben')).to.equal(true);
+    expect(areTwoPeople(own, 'user:ann')).to.equal(false);
   });
 });

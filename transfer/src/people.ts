@@ -18,17 +18,21 @@ export type AskSecret = (question: string) => Promise<string>;
 const MAX_SECRET_BYTES = 1_024;
 
 /**
- * Who acts at a command line: `cli:<account of the operating system>`; or with `as`, once the
+ * Who acts at a command line: `account`, that of the operating system; or with `as`, once the
  * password was given, `user:<login>` of an enabled operator or admin of this network. An answer takes
  * as long, and says the same, whatever was wrong.
  * @throws SallyportError `unauthenticated`.
  */
 export async function identifyPerson(
   db: Database,
-  { as, network }: { as?: string | undefined; network: NetworkName },
+  {
+    as,
+    network,
+    account = commandLineActor(),
+  }: { as?: string | undefined; network: NetworkName; account?: string | undefined },
   askSecret: AskSecret = askOnTerminal,
 ): Promise<string> {
-  if (as === undefined) return commandLineActor();
+  if (as === undefined) return account;
   const password = await askSecret(`Password of ${as}: `);
   const user = await findUserByLogin(db, as);
   const credential = user && (await readCredential(db, user.id));
@@ -44,8 +48,24 @@ export async function identifyPerson(
 }
 
 /**
- * Whether two names are the same person's: the account of the operating system and the login of
- * one name count as one.
+ * That a name is that of one person: root's is anybody's, whoever called sudo.
+ * @throws SallyportError `unauthenticated`.
+ */
+export function requirePerson(name: string): void {
+  if (!isRoot(name)) return;
+  throw new SallyportError('unauthenticated', `${name} may be anybody.`, {
+    next: 'Say who you are with --as LOGIN, or act under an account of your own.',
+  });
+}
+
+/** Whether two names are those of two different people, neither of them root's account. */
+export function areTwoPeople(one: string, other: string): boolean {
+  return !isRoot(one) && !isRoot(other) && !isSamePerson(one, other);
+}
+
+/**
+ * Whether two names are the same person's: accounts of the operating system and logins of one name
+ * count as one, of whatever domain.
  */
 export function isSamePerson(one: string, other: string): boolean {
   return bareName(one) === bareName(other);
@@ -60,11 +80,20 @@ export async function askOnTerminal(question: string): Promise<string> {
   return askHidden(question);
 }
 
+function isRoot(name: string): boolean {
+  return /^cli:/i.test(name) && bareName(name) === 'root';
+}
+
+/** `cli:CORP\Ada`, `user:ada@corp` and `cli:ada (a note)` are all `ada`. */
 function bareName(name: string): string {
   return name
-    .slice(name.indexOf(':') + 1)
     .normalize('NFKC')
-    .toLowerCase();
+    .toLowerCase()
+    .replace(/^[^:]*:/, '')
+    .replace(/\s*\(.*$/s, '')
+    .replace(/^.*\\/s, '')
+    .replace(/@.*$/s, '')
+    .trim();
 }
 
 function refusal(): SallyportError {

@@ -7,7 +7,7 @@ import { decisionCommands } from './decision-commands.js';
 import { exportStream } from './export.js';
 import { importBatches, type ImportReport } from './import.js';
 import { sendRecords } from './outbox.js';
-import { listQuarantine, type QuarantineDetails } from './quarantine.js';
+import { listQuarantine, rejectQuarantined, type QuarantineDetails } from './quarantine.js';
 import { codeOfAsync } from './test-codes.js';
 import {
   appliedIds,
@@ -32,11 +32,9 @@ describe('quarantine', () => {
     values: Record<string, string> = {},
     switches: string[] = [],
   ): Promise<CommandOutput> => {
-    const importAll = async () => {
-      const data = await importInto(blue);
-      return { text: 'imported', data };
-    };
-    const commands = decisionCommands((use) => use({ db: blue.test.db, node: blue, importAll }));
+    const importAll = () => importInto(blue);
+    const opened = { db: blue.test.db, node: blue, importAll, account: 'cli:tess' };
+    const commands = decisionCommands((use) => use(opened));
     const args = { positionals, values, switches: new Set(switches) };
     const output = await commands[command]?.run(args);
     if (!output) throw new Error(`${command} said nothing`);
@@ -113,6 +111,37 @@ describe('quarantine', () => {
     expect(outcomes(await importInto(blue))).to.deep.equal([]);
   });
 
+  it('can be approved and rejected at once', async () => {
+    const id = await refuseUnopened();
+    await run('quarantine release', [id], { reason: 'x' });
+    const [asked] = await listApprovals(blue.test.db);
+    const waiters = async (count: number) => {
+      for (let tries = 0; tries < 1_000; tries += 1) {
+        const found = await rows(
+          blue.test.db,
+          `select 1 from pg_stat_activity
+           where datname = current_database() and wait_event_type = 'Lock'`,
+        );
+        if (found.length >= count) return;
+      }
+      throw new Error(`${count} statements never waited`);
+    };
+    const decided = { id: asked?.id ?? '', by: 'user:ben', decision: 'approved' as const };
+    const both: Promise<unknown>[] = [];
+    // Held back until the one has the file and the other is next to have the request.
+    await blue.test.db.transaction(async (tx) => {
+      await tx.raw('select 1 from approvals for update');
+      both.push(decideApproval(blue.test.db, blue, decided).catch((error: unknown) => error));
+      await waiters(1);
+      const rejected = rejectQuarantined(blue.test.db, blue, { id, reason: 'x', by: 'user:cem' });
+      both.push(rejected.catch((error: unknown) => error));
+      await waiters(2);
+    });
+    const codes = (await Promise.all(both)).map((each) => (each as { code?: string }).code);
+    expect(codes).to.not.include('40P01');
+    expect((await show(id)).file.decision).to.equal('rejected');
+  });
+
   it('is left as it is when the second person declines', async () => {
     const id = await refuseUnopened();
     const asked = (await run('quarantine release', [id], { reason: 'x' })).data as { id: string };
@@ -126,12 +155,12 @@ describe('quarantine', () => {
   });
 
   it('keeps a released file that is refused again, with the new report', async () => {
-    await deliverDamaged(await seal());
-    await importInto(blue);
-    const [file] = await listQuarantine(blue.test.db);
-    const id = file?.id ?? '';
+    const { ageIdentities } = blue.keys;
+    const id = await refuseUnopened();
     blue.time.now = new Date(blue.time.now.getTime() + 60_000);
-    expect(outcomes(await releaseBy(id))).to.deep.equal(['HASH_MISMATCH']);
+    blue.keys = { ...blue.keys, ageIdentities: red.keys.ageIdentities };
+    expect(outcomes(await releaseBy(id))).to.deep.equal(['DECRYPT_FAILED']);
+    blue.keys = { ...blue.keys, ageIdentities };
     const again = await show(id);
     expect(again.file.decision).to.equal(null);
     expect(again.file.report.at).to.equal(blue.time.now.toISOString());
@@ -174,7 +203,6 @@ describe('quarantine', () => {
     await importInto(blue);
     const [file] = await listQuarantine(blue.test.db);
     const id = file?.id ?? '';
-    await run('quarantine release', [id], { reason: 'perhaps' });
     await run('quarantine reject', [id], { reason: 'a bad stick' });
     await run('quarantine reject', [id], { reason: 'a bad stick' });
     const folder = join(blue.folders.quarantine, 'HASH_MISMATCH', file?.digest ?? '');
@@ -188,6 +216,40 @@ describe('quarantine', () => {
     expect(await codeOfAsync(released)).to.equal('already-final');
     await deliver(name);
     expect(outcomes(await importInto(blue))).to.deep.equal(['APPLIED']);
+  });
+
+  it('says which release a rejection declines', async () => {
+    const id = await refuseUnopened();
+    const asked = (await run('quarantine release', [id], { reason: 'x' })).data as { id: string };
+    const { text } = await run('quarantine reject', [id], { reason: 'not theirs' });
+    expect(text).to.contain(`The release asked for as ${asked.id} is declined.`);
+    expect(await listApprovals(blue.test.db)).to.deep.equal([]);
+    const again = await run('quarantine reject', [id], { reason: 'not theirs' });
+    expect(again.text).to.not.contain('declined');
+  });
+
+  it('does not ask anybody to release what can never pass', async () => {
+    await deliverDamaged(await seal());
+    await importInto(blue);
+    const [file] = await listQuarantine(blue.test.db);
+    const released = run('quarantine release', [file?.id ?? ''], { reason: 'x' });
+    expect(await codeOfAsync(released)).to.equal('HASH_MISMATCH');
+    expect(await listApprovals(blue.test.db)).to.deep.equal([]);
+    expect((await show(file?.id ?? '')).sequence).to.contain('can never pass');
+  });
+
+  it('says after an approval only what became of its file', async () => {
+    const id = await refuseUnopened();
+    await writeFile(join(blue.folders.inbox, 'noise.batch'), 'no batch\n');
+    const asked = (await run('quarantine release', [id], { reason: 'x' })).data as { id: string };
+    await blue.test.db.raw(`update approvals set asked_by = 'cli:somebody'`);
+    expect((await run('approvals ls')).text).to.contain(`release  file ${id}`);
+    const { text, exitCode } = await run('approvals approve', [asked.id]);
+    const [first, second, ...more] = text.split('\n');
+    expect(first).to.equal(`Approved: release, file ${id}.`);
+    expect(second).to.match(/^APPLIED /);
+    expect(more).to.deep.equal([]);
+    expect(exitCode ?? 0).to.equal(0);
   });
 
   it('works when quarantine/ was emptied by hand', async () => {
@@ -205,14 +267,39 @@ describe('quarantine', () => {
   it('says so when the copy vanished between approval and import', async () => {
     const id = await refuseUnopened();
     await run('quarantine release', [id], { reason: 'x' });
-    await rm(blue.folders.quarantine, { recursive: true });
-    await mkdir(blue.folders.quarantine);
     const [asked] = await listApprovals(blue.test.db);
     const decided = { id: asked?.id ?? '', by: 'user:ben', decision: 'approved' as const };
     await decideApproval(blue.test.db, blue, decided);
+    await rm(blue.folders.quarantine, { recursive: true });
+    await mkdir(blue.folders.quarantine);
     expect(outcomes(await importInto(blue))).to.deep.equal(['DECRYPT_FAILED']);
     expect((await show(id)).file.report.sentence).to.contain('gone');
     expect(outcomes(await importInto(blue))).to.deep.equal([]);
+  });
+
+  it('releases no other bytes than those that were refused', async () => {
+    const id = await refuseUnopened();
+    const { file } = await show(id);
+    const kept = join(blue.folders.quarantine, file.code, file.digest ?? '', 'refused.batch');
+    const right = await readFile(kept);
+    // Another batch of the same sender, which the import alone would take.
+    const other = await readFile(join(red.folders.outbox, await seal()));
+    await writeFile(kept, other);
+    const asking = run('quarantine release', [id], { reason: 'x' });
+    expect(await codeOfAsync(asking)).to.equal('quarantine-bytes-missing');
+    await writeFile(kept, right);
+    const asked = (await run('quarantine release', [id], { reason: 'x' })).data as { id: string };
+    const approved = { id: asked.id, by: 'user:ben', decision: 'approved' } as const;
+    await writeFile(kept, other);
+    const approving = decideApproval(blue.test.db, blue, approved);
+    expect(await codeOfAsync(approving)).to.equal('quarantine-bytes-missing');
+    await writeFile(kept, right);
+    await decideApproval(blue.test.db, blue, approved);
+    await writeFile(kept, other);
+    expect(outcomes(await importInto(blue))).to.deep.equal(['DECRYPT_FAILED']);
+    expect(await appliedIds(blue)).to.deep.equal([]);
+    expect((await show(id)).file.report.sentence).to.contain('was changed');
+    expect(await readdir(blue.folders.staging)).to.deep.equal([]);
   });
 
   it('does not release a file of which only the beginning was kept', async () => {
@@ -283,6 +370,6 @@ describe('quarantine', () => {
     const [file] = await listQuarantine(blue.test.db, { code: 'TRAILING_DATA' });
     const { siblings, sequence } = await show(file?.id ?? '');
     expect(siblings.map(({ code }) => code)).to.deep.equal(['HASH_MISMATCH']);
-    expect(sequence).to.contain('would be applied');
+    expect(sequence).to.contain('can never pass');
   });
 });

@@ -6,6 +6,7 @@ import {
   SallyportError,
   appendAudit,
   newId,
+  retryDeadlock,
   rows,
   type BatchCode,
   type Database,
@@ -45,7 +46,21 @@ export type QuarantineReport = {
 
 /** What is kept of a file that nobody known has signed. */
 const UNSIGNED_BYTES = 1024 * 1024;
+/** What is said of a kept copy with other bytes than those that were refused. */
+export const COPY_CHANGED = 'The kept copy was changed in quarantine/: it is not what was refused.';
 const MAX_LISTED = 1_000;
+/** What these bytes were refused for stays as it is, whatever is mended around them. */
+const NEVER_CODES: readonly BatchCode[] = [
+  'HASH_MISMATCH',
+  'TRUNCATED',
+  'TRAILING_DATA',
+  'NOT_A_BATCH',
+  'BAD_HEADER',
+  'HEADER_TOO_BIG',
+  'BAD_SIGNATURE',
+  'NOT_REGULAR_FILE',
+  'WRONG_DIRECTION',
+];
 const COLUMNS = `id, code, digest, file_name, file_bytes, report, created_at, decided_at, decision,
   decided_by, release_approval`;
 
@@ -199,17 +214,17 @@ export async function noteUnopened(
 
 /**
  * Rejects a file for good: its bytes are deleted, its report stays. Open requests to release it are
- * declined with it. Rejecting it again deletes what a killed process left.
+ * declined with it, and named. Rejecting it again deletes what a killed process left.
  * @throws SallyportError `not-found`, `already-final` when it was released.
  */
 export async function rejectQuarantined(
   db: Database,
   node: Node,
   { id, reason, by }: { id: string; reason: string; by: string },
-): Promise<QuarantinedFile> {
+): Promise<QuarantinedFile & { declined: string[] }> {
   const file = await findQuarantined(db, id);
   const at = node.clock.now();
-  await db.transaction(async (tx) => {
+  const reject = async (tx: Transaction): Promise<string[]> => {
     const decided = await rows(
       tx,
       `update quarantine set decision = 'rejected', decided_at = :at, decided_by = :by,
@@ -217,10 +232,14 @@ export async function rejectQuarantined(
        where id = :id and decided_at is null returning id`,
       { id: file.id, at, by },
     );
-    if (decided.length === 0) return requireRejected(tx, file.id);
-    await tx.raw(
+    if (decided.length === 0) {
+      await requireRejected(tx, file.id);
+      return [];
+    }
+    const declined = await rows<{ id: string }>(
+      tx,
       `update approvals set decision = 'declined', decided_by = ?, decided_at = ?, answer = ?
-       where act = 'release' and subject = ? and decision is null`,
+       where act = 'release' and subject = ? and decision is null returning id`,
       [by, at, reason, file.id],
     );
     await appendAudit(tx, {
@@ -230,15 +249,19 @@ export async function rejectQuarantined(
       subject: file.id,
       details: { ...brief(file), reason },
     });
-  });
+    return declined.map((ask) => ask.id);
+  };
+  // Whoever approves its release right now locks the same rows in another order.
+  const declined = await retryDeadlock(() => db.transaction(reject));
   const path = keptPath(node, file);
   if (path !== null) await removeIfThere(path);
-  return { ...file, decision: 'rejected', decided_at: at, decided_by: by };
+  return { ...file, decision: 'rejected', decided_at: at, decided_by: by, declined };
 }
 
 /**
- * That a file can be released: undecided, and kept whole.
- * @throws SallyportError `already-final`, `quarantine-bytes-missing`.
+ * That a file can be released: undecided, kept whole with the bytes that were refused, and not
+ * refused for what these bytes are.
+ * @throws SallyportError `already-final`, `quarantine-bytes-missing`, the code of a damaged file.
  */
 export async function requireReleasable(node: Node, file: QuarantinedFile): Promise<void> {
   if (file.decision !== null) {
@@ -248,7 +271,21 @@ export async function requireReleasable(node: Node, file: QuarantinedFile): Prom
     );
   }
   const bytes = await keptBytes(node, file);
-  if (bytes === 'whole') return;
+  if (bytes === 'whole' && NEVER_CODES.includes(file.report.code)) {
+    throw new SallyportError(
+      file.report.code,
+      `${file.file_name} cannot be released: these bytes can never pass. ${file.report.sentence}`,
+      { next: 'Bring the file again from the sender, and reject this one.' },
+    );
+  }
+  if (bytes === 'whole') {
+    const path = keptPath(node, file);
+    const { digest } = (path !== null && (await hashFile(path, Infinity))) || {};
+    if (digest === file.digest) return;
+    throw new SallyportError('quarantine-bytes-missing', COPY_CHANGED, {
+      next: 'Bring the file again from the sender, and reject this one.',
+    });
+  }
   const found = {
     gone: 'Its kept copy is gone from quarantine/.',
     beginning: `Nobody known has signed it, so only its first ${file.report.kept} bytes were kept.`,
@@ -259,11 +296,32 @@ export async function requireReleasable(node: Node, file: QuarantinedFile): Prom
   });
 }
 
-/** Marks a release as approved: the next import carries it out. */
+/**
+ * Copies what was kept of a file to `target`, for an import that nobody can change any more.
+ * @returns whether the bytes are those that were refused, which people decided on.
+ * @throws SallyportError WAIT_DISK.
+ */
+export async function copyKept(
+  node: Node,
+  file: QuarantinedFile,
+  target: string,
+): Promise<boolean> {
+  const path = keptPath(node, file);
+  if (path === null || (await keptBytes(node, file)) !== 'whole') return false;
+  await writeFileDurably(target, readStart(path, file.report.kept + 1));
+  return (await hashFile(target, Infinity)).digest === file.digest;
+}
+
+/**
+ * Marks a release as approved: the next import carries it out.
+ * @throws SallyportError `already-final`, `quarantine-bytes-missing`.
+ */
 export async function approveRelease(
   tx: Transaction,
+  node: Node,
   { id, approval }: { id: string; approval: string },
 ): Promise<void> {
+  await requireReleasable(node, await findQuarantined(tx, id));
   const marked = await rows(
     tx,
     `update quarantine set release_approval = ? where id = ? and decided_at is null returning id`,
@@ -363,7 +421,9 @@ async function askSequence(db: Database, report: QuarantineReport): Promise<stri
   const cursor = await readCursor(db, link.link, stream, { lock: false });
   try {
     const neighbours = await readNeighbours(db, link.link, numbered);
-    return SAYS[decide(numbered, batch, cursor, neighbours)];
+    const decision = decide(numbered, batch, cursor, neighbours);
+    if (decision === 'duplicate' || !NEVER_CODES.includes(report.code)) return SAYS[decision];
+    return 'Its number is open, but these bytes can never pass: bring the file again from the sender.';
   } catch (error) {
     if (!(error instanceof SallyportError)) throw error;
     return `${error.code}: ${error.message}`;

@@ -1,12 +1,15 @@
-import { readdir } from 'node:fs/promises';
+import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect } from 'chai';
 import pg from 'pg';
 import { newId, openDatabase, rows, settingRecordId } from '@sallyport/shared';
 import { requireEnvironment } from '@sallyport/shared/testing';
-import { exportControl, exportStream } from './export.js';
+import { exportControl, exportStream, sealUnfinished } from './export.js';
 import { importBatches } from './import.js';
-import { rotateKeys } from './key-rotation.js';
+import { locked } from './key-files.js';
+import { announceRotation, rotateKeys } from './key-rotation.js';
+import { findLink } from './links.js';
+import { makeNextKeys } from './next-keys.js';
 import { sendRecords } from './outbox.js';
 import { reAdopt } from './re-adopt.js';
 import { resendMissing } from './resend.js';
@@ -159,12 +162,56 @@ describe('reAdopt', () => {
     expect([await unacknowledged(red), await unacknowledged(blue)]).to.deep.equal([0, 0]);
   });
 
+  it('leaves the store guarded when it is cut off before it has decided', async () => {
+    await backUp(red);
+    await askOne(red);
+    await restore(red);
+    const power = new Error('power cut');
+    const cut = { ...red, network: { afterRestore: () => Promise.reject(power) } };
+    const failed = reAdopt(red.test.db, cut, { by: 'test' });
+    expect(await failed.catch((error: unknown) => error)).to.equal(power);
+    expect(await codeOfAsync(askOne(red))).to.equal('store-ahead');
+    const adopted = await reAdopt(red.test.db, red, { by: 'test' });
+    expect(adopted.kept_aside).to.have.lengthOf(1);
+    expect((await readdir(red.folders.store)).filter((name) => name.includes('.e0001.'))).to.be
+      .empty;
+  });
+
+  it('finishes a rotation that was announced before', async () => {
+    const link = await findLink(red.test.db);
+    if (!link) throw new Error('no link');
+    const card = await makeNextKeys(red.folders.keys, red.keys, locked);
+    await red.test.db.transaction((tx) => announceRotation(tx, red, link, { card, by: 'test' }));
+    await sealUnfinished(red.test.db, red, link, 'control');
+    await carryAll(red, blue);
+    await importInto(blue);
+    await reAdopt(red.test.db, red, { by: 'test' });
+    expect(red.keys.kid).to.equal(card.kid);
+    const id = await askOne(red);
+    await exchange(red, blue);
+    expect(await appliedIds(blue)).to.deep.equal([id]);
+  });
+
+  it('goes above the epoch that the far side told', async () => {
+    await backUp(red);
+    await reAdopt(red.test.db, red, { by: 'test' });
+    await exchange(red, blue);
+    await restore(red);
+    await rm(red.folders.store, { recursive: true });
+    await mkdir(red.folders.store);
+    await setOne(blue, 'news');
+    await carryAll(blue, red);
+    await importInto(red);
+    expect((await reAdopt(red.test.db, red, { by: 'test' })).epoch).to.equal(3);
+  });
+
   it('goes above every epoch known, here or by the operator', async () => {
     await backUp(red);
     expect((await reAdopt(red.test.db, red, { by: 'test' })).epoch).to.equal(2);
     expect((await reAdopt(red.test.db, red, { by: 'test', above: 7 })).epoch).to.equal(8);
     await restore(red);
     expect((await reAdopt(red.test.db, red, { by: 'test' })).epoch).to.equal(9);
+    await blue.test.db.raw('update links set far_epoch_allowed = 9');
     const id = await askOne(red);
     await exchange(red, blue);
     expect(await appliedIds(blue)).to.deep.equal([id]);

@@ -16,9 +16,13 @@ import { cardFingerprint, type Card } from './keys.js';
 import { findLink, type Link } from './links.js';
 import { dropNextKeys } from './next-keys.js';
 import type { Node } from './node.js';
-import { insertCurrentKey, listOwnKeys } from './own-keys.js';
+import { insertCurrentKey, listOwnKeys, refreshKeys } from './own-keys.js';
 
 const ASIDE = 'before-re-adopt-';
+const MISFITS: readonly string[] = ['store-ahead', 'keys-missing'];
+
+/** Stored batches that the database does not know, and where they are to be kept. */
+type Aside = { names: string[]; folder: string | null; epoch: number };
 
 export type ReAdopted = RaisedEpoch & {
   link: string;
@@ -50,10 +54,17 @@ export async function reAdopt(
         next: 'Restore a newer backup, or begin anew with keys trust.',
       });
     }
-    const aside = await keepAside(db, node, link);
+    // A rotation that was announced is finished: the far side takes the new key for the only one.
+    await refreshKeys(db, node).catch((error: unknown) => {
+      // That the keys do not fit the database is what this is for.
+      if (!(error instanceof SallyportError && MISFITS.includes(error.code))) throw error;
+    });
+    const aside = await findUnknown(db, node, link);
     const decided = await db.transaction((tx) =>
       decide(tx, node, link, { by, above: Math.max(above, aside.epoch), kept: aside.names }),
     );
+    // Only now: until the epoch is raised, these files keep the exporter from their numbers.
+    await keepAside(node, aside);
     await dropNextKeys(node.folders.keys);
     await clearOutbox(node, link, decided.epoch);
     await finishAnnouncement(db, node);
@@ -79,6 +90,7 @@ async function decide(
     reason: { change: 'restore', kid: node.keys.kid, card: null },
     above,
   });
+  await node.network?.afterRestore?.(tx, { epoch: raised.epoch, now });
   // All that we would acknowledge is told anew.
   await tx.raw('update links set ack_version = ack_version + 1 where link = ?', [link.link]);
   await appendAudit(tx, {
@@ -109,12 +121,8 @@ async function adoptFolder(tx: Transaction, node: Node, now: Date): Promise<Card
   return current ? node.keys.card : null;
 }
 
-/** Moves stored batches that the database does not know out of the way, and keeps them. */
-async function keepAside(
-  db: Database,
-  node: Node,
-  link: Link,
-): Promise<{ names: string[]; folder: string | null; epoch: number }> {
+/** The stored batches that the database does not know, and the highest epoch of all there are. */
+async function findUnknown(db: Database, node: Node, link: Link): Promise<Aside> {
   const { store } = node.folders;
   const all = await readdir(store);
   const ours = all.filter((name) => isOurs(node, link, name));
@@ -135,11 +143,17 @@ async function keepAside(
     .now()
     .toISOString()
     .replace(/[-:]|\.\d+/g, '')}`;
+  return { names, folder, epoch };
+}
+
+/** Moves what was found out of the way, and keeps it. */
+async function keepAside(node: Node, { names, folder }: Aside): Promise<void> {
+  if (folder === null) return;
+  const { store } = node.folders;
   await mkdir(join(store, folder), { recursive: true, mode: 0o700 });
   for (const name of names) await rename(join(store, name), join(store, folder, name));
   await syncDirectory(join(store, folder));
   await syncDirectory(store);
-  return { names, folder, epoch };
 }
 
 /** What lies ready of earlier epochs would only be refused. */

@@ -27,4 +27,9 @@ export type NetworkRules = {
   ): Promise<number[]>;
   /** Ends what the records that stay with a refused batch stand for: nobody will apply them. */
   failRecords?(tx: Transaction, lost: LostBatch, now: Date): Promise<void>;
+  /**
+   * Readies what the far side keeps a copy of to be sent as snapshots, after the database was restored
+   * from a backup and has begun a new epoch: what was forgotten must not outrank it there.
+   */
+  afterRestore?(tx: Transaction, restored: { epoch: number; now: Date }): Promise<void>;
 };

@@ -37,6 +37,30 @@ export async function settleRefusals(
 }
 
 /**
+ * Sends again what a restored far side has forgotten of epochs that are over, under new numbers. An
+ * ordered stream began its present epoch with a snapshot, and what control said is over.
+ */
+export async function sendForgotten(
+  tx: Transaction,
+  node: Node,
+  forgotten: (LostBatch & { link: string })[],
+  now: Date,
+): Promise<void> {
+  const wanted = forgotten.filter(
+    ({ stream }) => stream !== 'control' && STREAMS[stream].order === 'independent',
+  );
+  for (const lost of wanted) await requeueRecords(tx, node, lost, now);
+  await tx.raw(
+    `update outbound_batches set state = 'withdrawn', far_code = 'OLD_EPOCH', closed_at = ?,
+       version = version + 1 where id = any(?)`,
+    [now, wanted.map(({ id }) => id)],
+  );
+  if (wanted.length > 0) {
+    node.log.warn({ batches: wanted.length }, 'sent again what the far side has forgotten');
+  }
+}
+
+/**
  * Puts records of a lost batch back to waiting with the same ids, in the order in which they were
  * sent: all that the network still wants answered; of a batch refused for its content only the
  * announcements of write-offs, which nobody makes again. Call it before the batch changes its state.

@@ -5,22 +5,26 @@ import type { Question, Verdict } from './second-validator.js';
 export type OpinionLimits = { heapMb: number; minimumMs: number; bytesPerMs: number };
 
 const LIMITS: OpinionLimits = { heapMb: 192, minimumMs: 60_000, bytesPerMs: 1_000 };
+const TRIES = 2;
 const ENTRY = new URL('./second-validator-thread.js', import.meta.url);
+
+/** A verdict; WAIT_LOCK stands for none: its thread died, ran out of memory, or was late, twice. */
+export type Opinion = Verdict;
 
 let thread: Worker | undefined;
 let last: Promise<unknown> = Promise.resolve();
 
 /**
  * What the second validator says of a batch, from a thread of its own with a capped heap. It never
- * throws: a thread that fails, runs out of memory or is late is a refusal that says so, and the next
- * question starts a new one. One question at a time; `bytes` (packed and unpacked together) set the
- * time limit. The thread holds no process open and is kept for later questions.
+ * throws: a thread that fails, runs out of memory or is late says nothing of the batch, so a new one
+ * is asked, and then it is no opinion. One question at a time; `bytes` (packed and unpacked together)
+ * set the time limit of each try. The thread holds no process open and is kept for later questions.
  */
 export function askSecondOpinion(
   question: Question,
   bytes: number,
   limits: OpinionLimits = LIMITS,
-): Promise<Verdict> {
+): Promise<Opinion> {
   const verdict = last.then(() => ask(question, bytes, limits));
   last = verdict;
   return verdict;
@@ -32,14 +36,17 @@ export async function closeSecondOpinion(): Promise<void> {
   await end();
 }
 
-async function ask(question: Question, bytes: number, limits: OpinionLimits): Promise<Verdict> {
-  try {
-    return await answer((thread ??= start(limits)), question, bytes, limits);
-  } catch (error) {
-    await end();
-    const sentence = `The second validator gave no opinion: ${(error as Error).message}.`;
-    return { ok: false, code: 'VALIDATOR_DISAGREE', sentence };
+async function ask(question: Question, bytes: number, limits: OpinionLimits): Promise<Opinion> {
+  let why = '';
+  for (let tries = 0; tries < TRIES; tries += 1) {
+    try {
+      return await answer((thread ??= start(limits)), question, bytes, limits);
+    } catch (error) {
+      await end();
+      why = (error as Error).message;
+    }
   }
+  return { ok: false, code: 'WAIT_LOCK', sentence: `The second check gave no answer: ${why}.` };
 }
 
 function start({ heapMb }: OpinionLimits): Worker {

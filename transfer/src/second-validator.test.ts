@@ -2,6 +2,7 @@ import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createHash } from 'node:crypto';
 import { expect } from 'chai';
+import { FlattenedSign } from 'jose';
 import { gzipSync } from 'node:zlib';
 import { newId, RECORD_TYPES, STREAM_NAMES, STREAMS } from '@sallyport/shared';
 import { signManifest, type Manifest } from './manifest.js';
@@ -174,6 +175,61 @@ describe('judgeBatch', () => {
     expect(await judgeLines(`${line}\n`, 2)).to.equal('COUNT_MISMATCH');
     expect(await judgeLines(`${line}\n${line}\n`, 1)).to.equal('COUNT_MISMATCH');
     expect(await judgeLines(line)).to.equal('SCHEMA');
+  });
+
+  it('refuses ranges that run backwards, overlap or are not in order, and counters beyond use', async () => {
+    const digest = '0'.repeat(64);
+    const judge = async (change: Record<string, unknown>) => {
+      const empty = createHash('sha256').digest('hex');
+      const body = { bytes: 0, sha256: empty, enc: 'none', rawBytes: 0, crypt: 'none' };
+      const payload = Buffer.from(JSON.stringify({ ...testManifest(pair), body, ...change }));
+      const jws = await new FlattenedSign(payload)
+        .setProtectedHeader({
+          alg: 'Ed25519',
+          kid: pair.request.kid,
+          typ: 'sallyport-batch+jws',
+        })
+        .sign(pair.request.signKey);
+      const members = { payload: jws.payload, protected: jws.protected, signature: jws.signature };
+      const path = join(pair.folder, `${newId()}.batch`);
+      await writeFile(path, `${JSON.stringify(members)}\n`);
+      return codeOf(await judgeBatch(question(path)));
+    };
+    const { ack } = testManifest(pair);
+    const tell = (extra: number[][], missing: number[][]) => {
+      const told = { epoch: 1, contiguous: 0, digest, extra, missing, rejected: [], more: false };
+      return judge({ ack: { ...ack, streams: { requests: told } } });
+    };
+    for (const ranges of [
+      [[9, 2]],
+      [
+        [1, 4],
+        [4, 5],
+      ],
+      [
+        [5, 6],
+        [1, 2],
+      ],
+      [
+        [3, 3],
+        [3, 3],
+      ],
+    ]) {
+      expect(await tell(ranges, []), JSON.stringify(ranges)).to.equal('SCHEMA');
+      expect(await tell([], ranges), JSON.stringify(ranges)).to.equal('SCHEMA');
+    }
+    expect(await judge({ ack: { ...ack, no: 2 ** 53 - 1 } })).to.equal('SCHEMA');
+    const requests = { epoch: 1, seq: 10 ** 12 + 1, digest };
+    expect(await judge({ tail: { requests } })).to.equal('SCHEMA');
+    expect(
+      await tell(
+        [[2, 3]],
+        [
+          [1, 1],
+          [4, 9],
+        ],
+      ),
+    ).to.equal('accepted');
   });
 
   it('refuses a batch for another node, of another link, or of a key it was not told', async () => {

@@ -103,7 +103,18 @@ const isUuid = like(/^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 const name = like(/^[a-z0-9-]{1,16}$/);
 const epoch = whole(1, 9_999);
 const TYPE = /^[a-z][a-z_.]{0,63}$/;
-const ranges = list(200, list(2, whole(1), 2));
+const COUNTER = 10 ** 12;
+/** First and last number of each, none twice, upwards. */
+const ranges: Check = (value) => {
+  let end = 0;
+  return list(200, (range) => {
+    if (!list(2, whole(1), 2)(range)) return false;
+    const [first, last] = range as [number, number];
+    const upwards = first > end && last >= first;
+    end = last;
+    return upwards;
+  })(value);
+};
 const isVersion = whole(1, 1_000_000);
 const MANIFEST: Record<string, Check> = {
   fmt: among('sallyport-batch'),
@@ -128,7 +139,7 @@ const MANIFEST: Record<string, Check> = {
     crypt: among('none', 'age'),
   }),
   ack: object({
-    no: whole(1),
+    no: whole(1, COUNTER),
     incarnation: isUuid,
     streams: perStream(
       object({
@@ -142,7 +153,7 @@ const MANIFEST: Record<string, Check> = {
       }),
     ),
   }),
-  tail: perStream(object({ epoch, seq: whole(1), digest })),
+  tail: perStream(object({ epoch, seq: whole(1, COUNTER), digest })),
   auditHead: digest,
   by: text(200),
   build: text(100),

@@ -23,6 +23,10 @@ export type Cursor = {
   frozenCode: BatchCode | null;
   /** Up to here two people allowed the numbers to jump. */
   jumpAllowedTo: number | null;
+  /** The epoch, further on than the next, that two people allowed the sender to announce. */
+  epochAllowed: number | null;
+  /** A key adopted by hand whose first batch has not come: it announces whatever epoch it names. */
+  adoptedKid: string | null;
 };
 
 /** What is known around one number: itself, its predecessor's digest, its successor's link back. */
@@ -37,6 +41,8 @@ export type Decision = 'apply' | 'heal' | 'wait' | 'duplicate' | 'announce';
 
 type Numbered = Pick<Manifest, 'stream' | 'epoch' | 'seq' | 'prev' | 'kind'> & {
   types?: Manifest['types'];
+  /** The key that signed it. */
+  kid?: string | null;
 };
 
 /**
@@ -51,7 +57,12 @@ export function decide(
   { known, before, after }: Neighbours,
 ): Decision {
   const name = `${batch.stream} number ${batch.seq}`;
-  if (!known && opensEpoch(batch, cursor)) return 'announce';
+  const adopted = cursor.adoptedKid !== null && batch.kid === cursor.adoptedKid;
+  if (opensEpoch(batch) && (adopted || (!known && batch.epoch > cursor.epoch))) {
+    if (!adopted) requireNextEpoch(batch, cursor);
+    return 'announce';
+  }
+  if (adopted) throw unannounced(batch, name);
   requireEpoch(batch, cursor, name);
   if (known && known.digest !== digest) {
     throw new SallyportError(
@@ -103,9 +114,11 @@ export async function readCursor(
 ): Promise<Cursor> {
   const [cursor] = await rows<Omit<Cursor, 'newest'>>(
     db,
-    `select epoch, contiguous, contiguous_digest as digest, frozen_code as "frozenCode",
-       jump_allowed_to as "jumpAllowedTo"
-     from inbound_streams where link = ? and stream = ? ${lock ? 'for update' : ''}`,
+    `select s.epoch, s.contiguous, s.contiguous_digest as digest, s.frozen_code as "frozenCode",
+       s.jump_allowed_to as "jumpAllowedTo", l.far_epoch_allowed as "epochAllowed",
+       l.adopted_kid as "adoptedKid"
+     from inbound_streams s join links l on l.link = s.link
+     where s.link = ? and s.stream = ? ${lock ? 'for update of s' : ''}`,
     [link, stream],
   );
   if (!cursor) throw new Error(`no cursor for ${stream} of link ${link}`);
@@ -175,7 +188,9 @@ export async function advanceCursor(
 
 /**
  * Starts every stream of the far side again, at number 1 of its new epoch: what waited of the epochs
- * before is superseded, and no alarm of theirs holds anything up any more.
+ * before is superseded, and no alarm of theirs holds anything up any more. An epoch that is not above
+ * the present one (a key adopted by hand may name it) takes the place of those from it on: what came in
+ * them is kept under negative epochs.
  */
 export async function restartCursors(tx: Transaction, link: string, epoch: number): Promise<void> {
   await tx.raw(
@@ -186,19 +201,47 @@ export async function restartCursors(tx: Transaction, link: string, epoch: numbe
   );
   await tx.raw(
     `update inbound_batches set state = 'superseded', code = 'OLD_EPOCH'
-     where link = :link and epoch < :epoch and state = 'waiting'`,
+     where link = :link and state = 'waiting'`,
+    { link },
+  );
+  await tx.raw(
+    `update inbound_batches set epoch = least(0, known.lowest) - epoch
+     from (select min(epoch) as lowest from inbound_batches where link = :link) known
+     where link = :link and epoch >= :epoch`,
     { link, epoch },
   );
   await tx.raw(
-    'update links set far_epoch = :epoch, ack_version = ack_version + 1 where link = :link',
+    `update links set far_epoch = :epoch, far_epoch_allowed = null, adopted_kid = null,
+       ack_version = ack_version + 1
+     where link = :link`,
     { link, epoch },
   );
 }
 
 /** The first batch of a new epoch is number 1 of control, and says so. */
-function opensEpoch(batch: Numbered, cursor: Cursor): boolean {
+function opensEpoch(batch: Numbered): boolean {
   const first = batch.stream === 'control' && batch.seq === 1 && batch.prev === ZERO_DIGEST;
-  return first && batch.epoch > cursor.epoch && batch.types?.['key.change'] !== undefined;
+  return first && (batch.types?.['key.change'] ?? 0) > 0;
+}
+
+/** One batch of a stolen key must not use up all epochs: the honest ones would be old for ever. */
+function requireNextEpoch({ epoch }: Numbered, cursor: Cursor): void {
+  if (epoch === cursor.epoch + 1 || epoch === cursor.epochAllowed) return;
+  throw new SallyportError(
+    'WAIT_APPROVAL',
+    `It announces epoch ${epoch}; we are in ${cursor.epoch}, and only the next one passes unasked.`,
+    { next: `Ask the sender for its epoch (link there), then link allow epoch ${epoch}.` },
+  );
+}
+
+function unannounced({ kid }: Numbered, name: string): SallyportError {
+  return new SallyportError(
+    'WAIT_KEY',
+    `${name} is signed by ${kid ?? ''}, which was adopted by hand and has announced no epoch yet.`,
+    {
+      next: 'Bring number 1 of control of its epoch; if the sender has none, it runs keys revoke.',
+    },
+  );
 }
 
 function requireEpoch(batch: Numbered, cursor: Cursor, name: string): void {

@@ -1,7 +1,14 @@
 import { constants } from 'node:fs';
 import { open, readdir } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import { compileSchema, parseJson, rows, type Database, type Transaction } from '@sallyport/shared';
+import {
+  compileSchema,
+  isConnectionError,
+  parseJson,
+  rows,
+  type Database,
+  type Transaction,
+} from '@sallyport/shared';
 import { CustodySlipSchema, SLIP_BYTES, SLIP_SUFFIX, type CustodySlip } from './custody-slip.js';
 import {
   countTold,
@@ -19,6 +26,8 @@ const MAX_SLIPS = 1_000;
 /** How long a slip waits for the batches it tells of. */
 const KEPT_MS = 7 * 86_400_000;
 
+const STRANGE = { code: 'FOREIGN_FILE', detail: 'no slip' } as const;
+
 const checkSlip = compileSchema(CustodySlipSchema);
 
 type KnownBatch = BatchKey & { id: string; ours: boolean };
@@ -26,7 +35,8 @@ type KnownBatch = BatchKey & { id: string; ours: boolean };
 /**
  * Takes in what carriers left beside the batches, in the outbox and the inbox, and deletes it once
  * every batch it names is known. Slips are untrusted: they are noted as a carrier's word on batches
- * known here, and nothing but the moment of handing over rests on them.
+ * known here, and nothing but the moment of handing over rests on them. Of many, those that were
+ * never looked at come first, then those that were longest ago: strange ones hold up none.
  * @returns the names that are called slips and are none.
  */
 export async function takeSlips(
@@ -36,13 +46,18 @@ export async function takeSlips(
   const result = { taken: 0, strange: [] as string[] };
   for (const folder of [node.folders.outbox, node.folders.inbox]) {
     const names = (await readdir(folder).catch((): string[] => [])).filter(isSlipName);
-    for (const name of names.slice(0, MAX_SLIPS)) {
-      const taken = await takeSlip(db, node, join(folder, name)).catch((err: unknown) => {
+    const many = names.length > MAX_SLIPS;
+    const next = many ? await longestUnseen(db, names) : names;
+    for (const name of next) {
+      const path = join(folder, name);
+      const taken = await takeSlip(db, node, path).catch((err: unknown) => {
+        if (isConnectionError(err)) throw err;
         node.log.warn({ err, file: name }, 'slip could not be taken in');
-        return true;
+        return false;
       });
       if (taken) result.taken += 1;
       else result.strange.push(name);
+      if (many && !taken) await rememberFile(db, node.clock, path, STRANGE);
     }
   }
   return result;
@@ -51,6 +66,17 @@ export async function takeSlips(
 /** Whether a file is called like a carrier's slip. */
 export function isSlipName(name: string): boolean {
   return /^[^.~]/.test(name) && name.endsWith(SLIP_SUFFIX);
+}
+
+async function longestUnseen(db: Database, names: string[]): Promise<string[]> {
+  const found = await rows<{ name: string }>(
+    db,
+    `select n.name from unnest(cast(? as text[])) with ordinality n(name, at)
+     left join inbox_seen s on s.name = n.name
+     order by s.last_seen_at nulls first, n.at limit ${MAX_SLIPS}`,
+    [names],
+  );
+  return found.map(({ name }) => name);
 }
 
 async function takeSlip(db: Database, node: Node, path: string): Promise<boolean> {

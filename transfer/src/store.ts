@@ -116,7 +116,9 @@ export async function requireStoreBehindDatabase(
   const link = await findLink(db);
   const stored = (await readdir(node.folders.store)).flatMap((name) => {
     const parts = parseBatchName(name);
-    return parts?.stream === stream && parts.from === node.name ? [{ name, ...parts }] : [];
+    // In the epochs before ours nothing is sealed any more, whoever knows what is there.
+    const ours = parts?.stream === stream && parts.from === node.name;
+    return ours && parts.epoch >= (link?.epoch ?? 1) ? [{ name, ...parts }] : [];
   });
   const newest = stored.reduce(
     (top, { epoch, seq }) => (compareNumbers({ epoch, seq }, top) > 0 ? { epoch, seq } : top),

@@ -14,6 +14,7 @@ import { markFrozen } from './freezes.js';
 import type { ImportedBatch } from './apply.js';
 import { findLink } from './links.js';
 import type { Node } from './node.js';
+import { areTwoPeople } from './people.js';
 import { sendRecords } from './outbox.js';
 import { oweSnapshot, requeueRecords } from './refusals.js';
 import { MAX_JUMP, advanceCursor, readCursor } from './sequence.js';
@@ -139,6 +140,9 @@ async function closeWithdrawn(
     });
   // A stream of ours, or of an epoch that has ended.
   if (!received) return;
+  if (!areTwoPeople(by[0] ?? '', by[1] ?? '')) {
+    return audit('link.alarm', { code: 'SCHEMA', sentence: 'Not two people have withdrawn it.' });
+  }
   const cursor = await readCursor(tx, link, stream, { lock: true });
   if (seq > Math.max(cursor.contiguous, cursor.newest) + MAX_JUMP) {
     return audit('link.alarm', { code: 'WAIT_APPROVAL', sentence: 'It lies too far ahead.' });
