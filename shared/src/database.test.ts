@@ -27,7 +27,7 @@ describe('retryDeadlock', () => {
       });
     await Promise.all([work('one', 1, 2), work('other', 2, 1)]);
     expect(await test.db('slots').pluck('used')).to.deep.equal([2, 2]);
-    expect(tries).to.equal(3);
+    expect(tries).to.be.at.least(3);
   });
 
   it('passes on everything else at once', async () => {

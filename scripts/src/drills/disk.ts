@@ -9,6 +9,7 @@ import {
   carry,
   intend,
   isDeath,
+  letGo,
   makeWorld,
   pass,
   SAFE,
@@ -119,8 +120,10 @@ async function tryEach(
     await child.arm(trial.fault(at));
     const ended = await child.step(scenario.step, world.now);
     const struck = isDeath(ended) ? ended.point : ended.struck;
-    if (isDeath(ended)) await open(stage, { followUnsynced: true, sabotage });
-    else await child.arm(null);
+    if (isDeath(ended)) {
+      await letGo(world);
+      await open(stage, { followUnsynced: true, sabotage });
+    } else await child.arm(null);
     const told = isDeath(ended) ? undefined : untold(ended);
     const wrong = world.wrong.length;
     await goAgain(stage, scenario.stream);

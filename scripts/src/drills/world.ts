@@ -5,7 +5,7 @@ import { existsSync, readFileSync, readdirSync, renameSync, writeFileSync } from
 import { basename, join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
-import { rows, type Database } from '@sallyport/shared';
+import { rows } from '@sallyport/shared';
 import { eventually } from '@sallyport/shared/testing';
 import { batchName, parseBatchName, readHeader } from '@sallyport/transfer';
 import { makeTestPair } from '@sallyport/transfer/testing';
@@ -168,10 +168,10 @@ export function intend({ model }: World, step: Extract<Step, { do: 'send' }>): v
 /** A step that was reported as done has committed; after a death the sender's own row says it. */
 export async function settle(world: World, died: boolean): Promise<void> {
   const { model, pair } = world;
+  if (died) await letGo(world);
   if (model.open.size === 0) return;
   const known = new Set<string>();
   for (const side of died ? SIDES : []) {
-    await noneAtWork(pair[side].test.db);
     const found = await rows<{ key: string }>(
       pair[side].test.db,
       `select record_id || ' ' || version as key from drill_sent`,
@@ -185,16 +185,23 @@ export async function settle(world: World, died: boolean): Promise<void> {
   model.open.clear();
 }
 
-/** A commit that was on its way when its sender died may still be done: waits until it was. */
-async function noneAtWork(db: Database): Promise<void> {
-  await eventually(async () => {
-    const working = await rows(
-      db,
-      `select 1 from pg_stat_activity where datname = current_database()
-         and pid <> pg_backend_pid() and state <> 'idle'`,
-    );
-    return working.length === 0;
-  });
+/**
+ * After a death: a commit that was on its way may still be done, and a lock is held until the server
+ * has noticed. Waits until neither is so.
+ */
+export async function letGo({ pair }: World): Promise<void> {
+  for (const side of SIDES) {
+    await eventually(async () => {
+      const left = await rows(
+        pair[side].test.db,
+        `select 1 from pg_stat_activity a
+         where datname = current_database() and pid <> pg_backend_pid() and (
+           state <> 'idle' or exists (
+             select 1 from pg_locks l where l.pid = a.pid and l.locktype = 'advisory'))`,
+      );
+      return left.length === 0;
+    });
+  }
 }
 
 /** Time goes on. */

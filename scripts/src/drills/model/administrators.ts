@@ -74,7 +74,7 @@ export async function backUp(run: Run, side: Side): Promise<void> {
 export async function restore(run: Run, side: Side): Promise<void> {
   if (!run.oracle.hasBackup(side)) return;
   note(run, `restore ${side}`);
-  run.oracle.noteRestore(side, run.step);
+  run.oracle.noteRestore(side, run.step, run.site.time.now.getTime());
   await run.site.restart(side, 'restored');
   await run.site.open(side).command('re-adopt');
   rememberCard(run, side);

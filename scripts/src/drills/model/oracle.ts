@@ -19,6 +19,8 @@ export type Promised = {
   cancelAsked: boolean;
   /** A restore of the request network took it back: it may be unknown now. */
   lost: boolean;
+  /** A restore came so late that what it took back could not be done again in time. */
+  tooLate: boolean;
   /** How it was last seen to have ended. */
   ended?: Ended;
 };
@@ -43,7 +45,7 @@ export type Oracle = {
   noteRights(step: number, login: Login, denied: boolean): void;
   isDenied(login: Login): boolean;
   noteBackup(side: Side, step: number): void;
-  noteRestore(side: Side, step: number): void;
+  noteRestore(side: Side, step: number, now: number): void;
   hasBackup(side: Side): boolean;
   /** Compares what is seen during the run with what was seen before. */
   observe(promised: Promised, seen: Seen): Verdict | undefined;
@@ -54,6 +56,8 @@ export type Oracle = {
 const FINAL: readonly string[] = ['delivered', 'failed', 'rejected', 'cancelled', 'expired'];
 /** Who asks in time, with days to spare, gets an answer. */
 const LONG_MS = 10 * 86_400_000;
+/** What it takes at most until all that a restore took back has been done again. */
+const HEALED_MS = 5 * 86_400_000;
 /** How much the clocks of the networks may differ, and what a deadline is late by. */
 const CLOCKS_MS = 20 * 60_000;
 
@@ -90,7 +94,10 @@ export function makeOracle(): Oracle {
       if (side === 'request') backups.request = { step };
       else backups.response = { denied: new Set(denied) };
     },
-    noteRestore(side, step) {
+    noteRestore(side, step, now) {
+      for (const one of promises.values()) {
+        if (one.deadline < now + HEALED_MS) one.tooLate = true;
+      }
       if (side === 'request') {
         for (const one of promises.values()) {
           if (one.step > (backups.request?.step ?? 0)) one.lost = true;
@@ -135,7 +142,7 @@ export function makeOracle(): Oracle {
           return cancelAsked ? undefined : wrong(`${id} was cancelled by nobody`);
         case 'expired':
           if (!overdue) return unanswered(`${id} has expired before its time`);
-          return ttlMs < LONG_MS
+          return ttlMs < LONG_MS || promised.tooLate
             ? undefined
             : unanswered(
                 `${id} of step ${promised.step} had ${ttlMs / 86_400_000} days and expired`,

@@ -58,6 +58,7 @@ async function submitText(run: Run, submission: Submission): Promise<boolean> {
     ttlMs,
     cancelAsked: false,
     lost: false,
+    tooLate: false,
     ...(key !== undefined && { again: { key, text, at: site.time.now.getTime() } }),
   });
   return true;
@@ -104,7 +105,15 @@ export async function submitAgain(run: Run, random: Random): Promise<void> {
   if (!lost) blame(run, `${id} was submitted again and became ${view.id}`);
   const { again: _again, ended: _ended, ...rest } = one;
   const deadline = Date.parse(view.expires_at);
-  const fresh = { ...rest, id: view.id, step: run.step, deadline, cancelAsked: false, lost: false };
+  const fresh = {
+    ...rest,
+    id: view.id,
+    step: run.step,
+    deadline,
+    cancelAsked: false,
+    lost: false,
+    tooLate: false,
+  };
   oracle.promises.set(view.id, fresh);
 }
 
