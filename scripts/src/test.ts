@@ -8,12 +8,11 @@ import { startServices } from './development-services.js';
 /**
  * `npm test`: the gates, then all tests on real services, then the coverage of each package. Options:
  * `--no-check` leaves the gates out, `--no-drills` the drills, `--integration` runs only the packages
- * that talk to queues and measures nothing (for another PostgreSQL or Redis), file names run just those.
+ * and measures nothing (for another PostgreSQL or Redis), file names run just those.
  */
 const root = resolve(fileURLToPath(import.meta.url), '../../..');
 const PACKAGES = ['shared', 'transfer', 'request-network', 'response-network'];
 const DRILLS = join('scripts', 'dist', 'drills');
-const WITH_QUEUES = ['shared', 'request-network', 'response-network'];
 const COVERAGE = { lines: '85', branches: '80' };
 
 const { values, positionals } = parseArgs({
@@ -53,7 +52,7 @@ async function main(): Promise<number> {
 
 function listTests(): string[] {
   if (positionals.length > 0) return positionals;
-  const packages = values.integration ? WITH_QUEUES : [...PACKAGES, 'scripts'];
+  const packages = values.integration ? PACKAGES : [...PACKAGES, 'scripts'];
   return packages.flatMap((name) =>
     readdirSync(join(root, name, 'dist'), { recursive: true, encoding: 'utf8' })
       .filter((file) => file.endsWith('.test.js'))
