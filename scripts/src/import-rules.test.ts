@@ -30,6 +30,8 @@ describe('checkImports', () => {
     ['transfer/src/a.ts', `const a = process.env['A'];`, 'process.env'],
     ['transfer/src/a.ts', `import express from 'express';`, 'express'],
     ['transfer/src/a.ts', `import { Queue } from 'bullmq';`, 'bullmq'],
+    ['transfer/src/second-validator/a.ts', `import { b } from '../b.js';`, 'stands apart'],
+    ['transfer/src/second-validator/a.ts', `import { jwk } from 'jose';`, 'stands apart'],
     ['response-network/src/a.ts', `import { Client } from '@elastic/elasticsearch';`, 'elastic'],
     ['request-network/src/a.routes.ts', 'await rows(db, `select 1`);', 'noun file'],
   ] as const) {

@@ -10,8 +10,8 @@ import {
   runCommandLine,
   SallyportError,
 } from '@sallyport/shared';
-import { readHeaderLine } from './batch-file.js';
-import { diffBatches } from './batch-diff.js';
+import { readHeaderLine } from './format/batch-file.js';
+import { diffBatches } from './carrying/batch-diff.js';
 import {
   type CarryEvent,
   type CarryOptions,
@@ -21,10 +21,10 @@ import {
   type Verdict,
   verifyBatch,
   watchFolders,
-} from './carry.js';
-import { readHeader, type Manifest } from './manifest.js';
-import { mediaCommands } from './media-commands.js';
-import { formatBytes, startProgress } from './progress.js';
+} from './carrying/carry.js';
+import { readHeader, type Manifest } from './format/manifest.js';
+import { mediaCommands } from './carrying/media-commands.js';
+import { formatBytes, startProgress } from './carrying/progress.js';
 
 const verify: Command = {
   usage: 'verify FILE… [--card CARD]',

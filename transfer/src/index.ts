@@ -1,4 +1,4 @@
-export type { Apply, ApplyTable, ImportedBatch } from './apply.js';
+export type { Apply, ApplyTable, ImportedBatch } from './receiving/apply.js';
 export {
   administrationCommands,
   migrateNetwork,
@@ -6,30 +6,30 @@ export {
   withNetwork,
   type Installation,
   type OpenNetwork,
-} from './administration.js';
-export { batchName, parseBatchName } from './batch-file.js';
-export { pruneCustody, readCustody, type CustodyEvent } from './custody.js';
+} from './commands/administration.js';
+export { batchName, parseBatchName } from './format/batch-file.js';
+export { pruneCustody, readCustody, type CustodyEvent } from './custody/custody.js';
 export {
   exportControl,
   exportStream,
   exportStreams,
   sendSnapshot,
   type Exported,
-} from './export.js';
-export { importBatches, type FileReport, type ImportReport } from './import.js';
-export { showCard } from './key-commands.js';
-export { unlockBy, type Unlock } from './key-files.js';
-export * from './keys.js';
-export * from './links.js';
-export { watchInbox } from './inbox-watch.js';
-export { ZERO_DIGEST, readHeader, verifyHeader, type Manifest } from './manifest.js';
+} from './sending/export.js';
+export { importBatches, type FileReport, type ImportReport } from './receiving/import.js';
+export { showCard } from './commands/key-commands.js';
+export { unlockBy, type Unlock } from './keys/key-files.js';
+export * from './keys/keys.js';
+export * from './keys/links.js';
+export { watchInbox } from './receiving/inbox-watch.js';
+export { ZERO_DIGEST, readHeader, verifyHeader, type Manifest } from './format/manifest.js';
 export * from './node.js';
 export * from './open-node.js';
-export * from './outbox.js';
-export * from './quarantine.js';
-export type { LostBatch, NetworkRules } from './record-rules.js';
-export { resendMissing } from './resend.js';
-export { judgeBatch, type Question, type Verdict } from './second-validator.js';
-export { closeSecondOpinion } from './second-opinion.js';
-export { pruneOutbox, pruneStore, publishSealed, tidyOutbox } from './store.js';
-export { validateBatch, type ValidatedBatch, type ValidatingNode } from './validate.js';
+export * from './sending/outbox.js';
+export * from './receiving/quarantine.js';
+export type { LostBatch, NetworkRules } from './sending/network-rules.js';
+export { resendMissing } from './sending/resend.js';
+export { judgeBatch, type Question, type Verdict } from './second-validator/judge.js';
+export { closeSecondOpinion } from './receiving/second-opinion.js';
+export { pruneOutbox, pruneStore, publishSealed, tidyOutbox } from './sending/store.js';
+export { validateBatch, type ValidatedBatch, type ValidatingNode } from './receiving/validate.js';

@@ -1,10 +1,10 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock, Log, NetworkName, StreamName, Transaction } from '@sallyport/shared';
-import type { Unlock } from './key-files.js';
-import type { NodeKeys } from './keys.js';
-import type { OutgoingRecord } from './outbox.js';
-import type { NetworkRules } from './record-rules.js';
+import type { Unlock } from './keys/key-files.js';
+import type { NodeKeys } from './keys/keys.js';
+import type { OutgoingRecord } from './sending/outbox.js';
+import type { NetworkRules } from './sending/network-rules.js';
 
 /** Where a node keeps its files. `inbox` and `outbox` may lie elsewhere, the rest is private. */
 export type Folders = {

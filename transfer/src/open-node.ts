@@ -9,10 +9,10 @@ import {
   type Settings,
   sudoAccount,
 } from '@sallyport/shared';
-import { locked, type Unlock } from './key-files.js';
-import { loadKeys } from './keys.js';
+import { locked, type Unlock } from './keys/key-files.js';
+import { loadKeys } from './keys/keys.js';
 import type { Folders, Node, Snapshots } from './node.js';
-import type { NetworkRules } from './record-rules.js';
+import type { NetworkRules } from './sending/network-rules.js';
 
 /**
  * Who acts when a person uses a command line: `cli:<account of the operating system>`. Root is always

@@ -2,10 +2,15 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { newId, type NetworkName, type RecordType, type StreamName } from '@sallyport/shared';
-import { batchName } from './batch-file.js';
-import { type Body, writeBody } from './body.js';
-import { type Card, deriveLink, makeKeys, type NodeKeys } from './keys.js';
-import { type Manifest, type SignedManifest, signManifest, ZERO_DIGEST } from './manifest.js';
+import { batchName } from './format/batch-file.js';
+import { type Body, writeBody } from './format/body.js';
+import { type Card, deriveLink, makeKeys, type NodeKeys } from './keys/keys.js';
+import {
+  type Manifest,
+  type SignedManifest,
+  signManifest,
+  ZERO_DIGEST,
+} from './format/manifest.js';
 
 /** Two nodes that know each other, and a folder that is removed with everything in it. */
 export type TestPair = {

@@ -10,26 +10,26 @@ import {
   type Transaction,
 } from '@sallyport/shared';
 import { createTestDatabase, type TestDatabase } from '@sallyport/shared/testing';
-import type { ApplyTable } from './apply.js';
-import { makeKeys } from './keys.js';
-import { transferMigrations, trustCard } from './links.js';
+import type { ApplyTable } from './receiving/apply.js';
+import { makeKeys } from './keys/keys.js';
+import { transferMigrations, trustCard } from './keys/links.js';
 import { foldersIn, makeFolders, type Node, type TransferOptions } from './node.js';
-import type { OutgoingRecord } from './outbox.js';
+import type { OutgoingRecord } from './sending/outbox.js';
 
 // What benchmarks and drills take apart that nobody else should.
-export { signManifest } from './manifest.js';
-export { openBody, writeBody } from './body.js';
-export { checkLength, claimBatch, readHeaderLine } from './batch-file.js';
-export { readCandidate } from './candidate.js';
-export { listBadMedia } from './carrier.js';
-export { unfreezeStream } from './freezes.js';
-export { revokeFarKey, rotateKeys } from './key-rotation.js';
-export { readLinkStatus } from './link-status.js';
-export { readMedia } from './media-read.js';
-export { writeMedia } from './media-write.js';
-export { spaceOf } from './medium.js';
-export { reAdopt } from './re-adopt.js';
-export { readBack } from './read-back.js';
+export { signManifest } from './format/manifest.js';
+export { openBody, writeBody } from './format/body.js';
+export { checkLength, claimBatch, readHeaderLine } from './format/batch-file.js';
+export { readCandidate } from './receiving/candidate.js';
+export { listBadMedia } from './carrying/carrier.js';
+export { unfreezeStream } from './receiving/freezes.js';
+export { revokeFarKey, rotateKeys } from './keys/key-rotation.js';
+export { readLinkStatus } from './custody/link-status.js';
+export { readMedia } from './carrying/media-read.js';
+export { writeMedia } from './carrying/media-write.js';
+export { spaceOf } from './carrying/medium.js';
+export { reAdopt } from './keys/re-adopt.js';
+export { readBack } from './carrying/read-back.js';
 
 /** A node of its own with a database, folders and keys; for tests only. */
 export type TestNode = Node & { test: TestDatabase; time: { now: Date }; remove(): Promise<void> };
