@@ -38,6 +38,8 @@ const MAX_STEPS = 80;
 const KINDS_OF_DEATH = ['process', ...Array<'inside'>(7).fill('inside')] as const;
 const RULES = { loss: 0.1, again: 0.03, damage: 0.05 };
 
+type Death = 'process' | 'inside';
+type Deaths = readonly [Death, ...Death[]];
 type Run = Omit<CrashReport, 'points'> & { points: Map<string, number>; known: Set<string> };
 
 /**
@@ -50,15 +52,16 @@ export async function runCrashLoop(options: {
   cycles: number;
   say: (line: string) => void;
   sabotage?: string | undefined;
+  deaths?: Deaths;
 }): Promise<CrashReport> {
-  const { seed, cycles, say, sabotage } = options;
+  const { seed, cycles, say, sabotage, deaths = KINDS_OF_DEATH } = options;
   const run: Run = { ...EMPTY, seed, wrong: [], points: new Map(), known: new Set() };
   const worlds = Array.from({ length: Math.ceil(cycles / CYCLES_PER_WORLD) }, (_, at) => at);
   const lane = async (): Promise<void> => {
     const child = keepProcess();
     for (let at = worlds.shift(); at !== undefined; at = worlds.shift()) {
       const length = Math.min(CYCLES_PER_WORLD, cycles - at * CYCLES_PER_WORLD);
-      await runWorld(run, child, { seed: seed + at, cycles: length, sabotage });
+      await runWorld(run, child, { seed: seed + at, cycles: length, sabotage, deaths });
       if (run.cycles % 400 < CYCLES_PER_WORLD || worlds.length === 0) say(progress(run));
     }
     await child.end();
@@ -87,14 +90,15 @@ function keepProcess(): KeptProcess {
 async function runWorld(
   run: Run,
   child: KeptProcess,
-  { seed, cycles, sabotage }: { seed: number; cycles: number; sabotage: string | undefined },
+  options: { seed: number; cycles: number; sabotage: string | undefined; deaths: Deaths },
 ): Promise<void> {
+  const { seed, cycles, sabotage } = options;
   const random = randomFrom(seed);
   const world = await makeWorld({ lenient: UNLOCKED.includes(sabotage ?? '') });
   const tag = (sentence: string) => `seed ${seed}: ${sentence}`;
   try {
     for (let cycle = 0; cycle < cycles; cycle += 1) {
-      await liveAndDie(run, world, await child.running(), { random, sabotage });
+      await liveAndDie(run, world, await child.running(), { ...options, random });
       run.cycles += 1;
     }
     const found = await comeToRest(world, await child.running(), { seed, sabotage });
@@ -117,9 +121,10 @@ async function liveAndDie(
   run: Run,
   world: World,
   child: WorldProcess,
-  { random, sabotage }: { random: Random; sabotage: string | undefined },
+  options: { random: Random; sabotage: string | undefined; deaths: Deaths },
 ): Promise<void> {
-  const fault = chooseFault(run, random);
+  const { random, sabotage, deaths } = options;
+  const fault = chooseFault(run, random, deaths);
   await child.open({
     place: world.place,
     now: world.now.toISOString(),
@@ -150,14 +155,14 @@ async function liveAndDie(
   throw new Error(`nothing struck in ${MAX_STEPS} steps`);
 }
 
-function chooseFault(run: Run, random: Random): Extract<Fault, { kind: 'kill' }> {
+function chooseFault(run: Run, random: Random, deaths: Deaths): Extract<Fault, { kind: 'kill' }> {
   const fault = {
     kind: 'kill',
     among: 'all',
     at: random.between(1, 150),
     side: random.pick(['before', 'during', 'after'] as const),
     loss: random.pick(['none', 'none', 'none', 'torn', 'power', 'power'] as const),
-    death: random.pick(KINDS_OF_DEATH),
+    death: random.pick(deaths),
   } as const;
   if (run.known.size === 0 || random.chance(0.5)) return fault;
   // The least visited of all points that were ever passed.

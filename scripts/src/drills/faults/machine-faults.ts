@@ -27,13 +27,25 @@ import {
 
 const silent = () => undefined;
 const CYCLES = 12;
+const ROUNDS = 10;
 const CASES = 500;
 /** Every operation has its turn in the disk drill itself. */
 const EVERY = 40;
 
-/** One crash loop serves the three faults that it is about. */
+/** One crash loop serves the three faults that it is about, and lasts until it had each of them. */
 let crashed: Promise<CrashReport> | undefined;
-const crash = () => (crashed ??= runCrashLoop({ seed: 56, cycles: CYCLES, say: silent }));
+const crash = () => (crashed ??= crashUntilAll());
+const isExport = (point: string) => /outbound_batches|store|outbox/.test(point);
+
+async function crashUntilAll(): Promise<CrashReport> {
+  for (let seed = 56; ; seed += 1) {
+    const deaths = ['process', 'inside'] as const;
+    const report = await runCrashLoop({ seed, cycles: CYCLES, say: silent, deaths });
+    const { kills, powerCuts, points, wrong } = report;
+    const hadAll = kills > 0 && powerCuts > 0 && Object.keys(points).some(isExport);
+    if (hadAll || wrong.length > 0 || seed === 56 + ROUNDS) return report;
+  }
+}
 
 /** Disks, processes, databases, and the two validators. */
 export const MACHINE_FAULTS: readonly Fault[] = [
@@ -82,9 +94,7 @@ export const MACHINE_FAULTS: readonly Fault[] = [
     async run() {
       const { points, wrong, lost } = await crash();
       assert.deepEqual([wrong, lost], [[], 0]);
-      const exporting = Object.keys(points).filter((point) =>
-        /outbound_batches|store|outbox/.test(point),
-      );
+      const exporting = Object.keys(points).filter(isExport);
       assert(exporting.length > 0, 'no exporter was killed');
       return `at ${exporting.length} points`;
     },
