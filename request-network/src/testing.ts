@@ -236,7 +236,8 @@ async function applyRecords(
 ): Promise<void> {
   await tx.raw(`create temporary table if not exists incoming (
     line integer not null, t text not null, id uuid not null, v integer not null,
-    at timestamptz not null, d jsonb not null, text text, code text, detail text
+    at timestamptz not null, d jsonb not null, text text, code text, detail text,
+    batch_id uuid not null
   ) on commit delete rows`);
   const batch: ImportedBatch = {
     id: newId(),
@@ -254,13 +255,14 @@ async function applyRecords(
   for (const [index, { t, id, d }] of given.records.entries()) {
     const text = 'text' in d ? d.text : null;
     const data = 'text' in d ? { ...d, text: null } : d;
-    await tx.raw('insert into incoming values (?, ?, ?, 1, ?, ?::jsonb, ?, null, null)', [
+    await tx.raw('insert into incoming values (?, ?, ?, 1, ?, ?::jsonb, ?, null, null, ?)', [
       index + 1,
       t,
       id,
       now,
       JSON.stringify(data),
       text as string,
+      batch.id,
     ]);
   }
   for (const apply of given.applies) await apply(tx, batch, now);

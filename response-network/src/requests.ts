@@ -14,6 +14,7 @@ export const DEADLINE_TOLERANCE_MS = 5 * 60_000;
 const ENDINGS_PER_STATEMENT = 1_000;
 const NAMED_CONFLICTS = 20;
 const NONE: [] = [];
+const NIL = '00000000-0000-0000-0000-000000000000';
 
 /**
  * Applies the `request` records in `incoming`. One that is not well formed is answered `rejected`,
@@ -22,21 +23,42 @@ const NONE: [] = [];
  */
 export async function applyRequests(
   tx: Transaction,
-  batch: ImportedBatch,
+  _batch: ImportedBatch,
   now: Date,
 ): Promise<void> {
-  await rejectUnreadable(tx, now);
-  await auditConflicts(tx, batch, now);
-  await resendAnswered(tx, now);
-  await rows(tx, INSERT_REQUESTS, [batch.id, now]);
-  await endWaiting(tx, now, {
-    where: `r.batch_id = ? and exists (select 1 from cancellations c
-      where c.request_id = r.id and c.user_id = r.user_id)`,
-    bindings: [batch.id],
-    ending: CANCELLED,
-  });
-  await endWaiting(tx, now, { ...pastDeadline(now), only: batch.id });
+  const limit = new Date(now.getTime() - DEADLINE_TOLERANCE_MS);
+  const [unusual] = await rows<Unusual>(tx, FIND_UNUSUAL, { limit });
+  if (unusual?.unreadable) await rejectUnreadable(tx, now);
+  if (unusual?.known) await auditConflicts(tx, now);
+  if (unusual?.answered) await resendAnswered(tx, now);
+  await rows(tx, INSERT_REQUESTS, { now });
+  if (unusual?.cancelled) {
+    await endWaiting(tx, now, {
+      where: `${ARRIVED} and exists (select 1 from cancellations c
+        where c.request_id = r.id and c.user_id = r.user_id)`,
+      bindings: NONE,
+      ending: CANCELLED,
+    });
+  }
+  if (unusual?.late) {
+    const late = pastDeadline(now);
+    await endWaiting(tx, now, { ...late, where: `${ARRIVED} and ${late.where}` });
+  }
 }
+
+/** What a batch of requests need not hold, asked at once: most hold none of it. */
+type Unusual = Record<'unreadable' | 'known' | 'answered' | 'cancelled' | 'late', boolean>;
+
+const FIND_UNUSUAL = `
+select
+  exists (select 1 from incoming where t = 'request' and code is not null) as unreadable,
+  exists (select 1 from incoming i join requests r on r.id = i.id where i.t = 'request') as known,
+  exists (select 1 from incoming i join results s on s.request_id = i.id
+          where i.t = 'request') as answered,
+  exists (select 1 from incoming i join cancellations c on c.request_id = i.id
+          where i.t = 'request') as cancelled,
+  exists (select 1 from incoming where t = 'request' and code is null
+          and case when code is null then (d->>'expires_at')::timestamptz end < :limit) as late`;
 
 /**
  * Applies the `request.cancel` records in `incoming`: what has not started is cancelled, what runs is
@@ -97,9 +119,10 @@ type Waiting = {
   where: string;
   bindings: readonly (string | Date)[];
   ending: Ending;
-  /** Only requests that came with this batch. */
-  only?: string;
 };
+
+/** What the records in `incoming` have just become. */
+const ARRIVED = 'r.batch_id in (select batch_id from incoming)';
 
 function pastDeadline(now: Date): Waiting {
   return {
@@ -113,16 +136,16 @@ function pastDeadline(now: Date): Waiting {
 async function endWaiting(
   db: Database,
   now: Date,
-  { where, bindings, ending, only }: Waiting,
+  { where, bindings, ending }: Waiting,
 ): Promise<number> {
   let ended = 0;
   for (;;) {
     const found = await rows<{ id: string; received_at: Date }>(
       db,
       `select r.id, r.received_at from requests r
-       where r.state = 'received' and ${where} ${only === undefined ? '' : 'and r.batch_id = ?'}
+       where r.state = 'received' and ${where}
        limit ${ENDINGS_PER_STATEMENT}`,
-      only === undefined ? bindings : [...bindings, only],
+      bindings,
     );
     const outcomes = found.map((one) => endedOutcome({ ...one, ending }, now));
     const stored = (await storeOutcomes(db, outcomes, 'unstarted')).length;
@@ -150,13 +173,13 @@ function endedOutcome(
 }
 
 async function rejectUnreadable(tx: Transaction, now: Date): Promise<void> {
-  for (let after = 0; ;) {
-    const found = await rows<{ line: number; id: string; detail: string | null }>(
+  for (let after = { batch: NIL, line: 0 }; ;) {
+    const found = await rows<{ batch: string; line: number; id: string; detail: string | null }>(
       tx,
-      `select line, id, detail from incoming
-       where t = 'request' and code is not null and line > ?
-       order by line limit ${ENDINGS_PER_STATEMENT}`,
-      [after],
+      `select batch_id as batch, line, id, detail from incoming
+       where t = 'request' and code is not null and (batch_id, line) > (:batch, :line)
+       order by batch_id, line limit ${ENDINGS_PER_STATEMENT}`,
+      after,
     );
     const outcomes = found.map(({ id, detail }) =>
       endedOutcome({ id, received_at: now, ending: unreadable(detail) }, now),
@@ -164,7 +187,7 @@ async function rejectUnreadable(tx: Transaction, now: Date): Promise<void> {
     if (outcomes.length > 0) await storeOutcomes(tx, outcomes, 'unreadable');
     const last = found.at(-1);
     if (!last) return;
-    after = last.line;
+    after = last;
   }
 }
 
@@ -176,16 +199,17 @@ function unreadable(detail: string | null): Ending {
   };
 }
 
-async function auditConflicts(tx: Transaction, batch: ImportedBatch, now: Date): Promise<void> {
-  const found = await rows<{ id: string; total: number }>(
+async function auditConflicts(tx: Transaction, now: Date): Promise<void> {
+  const found = await rows<{ id: string; batch: string | null; total: number }>(
     tx,
-    `select i.id, count(*) over () as total
+    `select i.id, count(*) over () as total,
+       (select digest from inbound_batches b where b.id = i.batch_id) as batch
      from incoming i join requests r on r.id = i.id
      where i.t = 'request' and i.code is null and (
        r.user_id <> (i.d->>'user_id')::uuid or r.dataset <> i.d->>'dataset'
        or r.tier <> i.d->>'tier' or r.query_digest <> i.d->>'query_digest'
        or r.query <> i.d->>'query')
-     order by i.line limit ${NAMED_CONFLICTS}`,
+     order by i.batch_id, i.line limit ${NAMED_CONFLICTS}`,
   );
   const [first] = found;
   if (!first) return;
@@ -194,7 +218,7 @@ async function auditConflicts(tx: Transaction, batch: ImportedBatch, now: Date):
     actor: 'system',
     action: 'request.conflict',
     subject: first.id,
-    details: { batch: batch.digest, total: first.total, ids: found.map(({ id }) => id) },
+    details: { batch: first.batch, total: first.total, ids: found.map(({ id }) => id) },
   });
 }
 
@@ -202,7 +226,7 @@ async function resendAnswered(tx: Transaction, now: Date): Promise<void> {
   const found = await rows<{ id: string }>(
     tx,
     `select i.id from incoming i join results s on s.request_id = i.id
-     where i.t = 'request' and i.code is null order by i.line`,
+     where i.t = 'request' and i.code is null order by i.batch_id, i.line`,
   );
   await resendResults(
     tx,
@@ -220,9 +244,10 @@ select i.id, (d->>'user_id')::uuid, d->>'dataset', (d->>'dataset_version')::inte
   (d->>'policy_version')::integer, d->>'tier', (d->>'pinned_now')::timestamptz,
   (d->>'expires_at')::timestamptz,
   case d->>'priority' when 'urgent' then 0 when 'normal' then 1 else 2 end,
-  d->>'query', d->>'query_digest', d->>'traceparent', 'received', 1, 0, '-infinity', ?, i.line, ?
+  d->>'query', d->>'query_digest', d->>'traceparent', 'received', 1, 0, '-infinity', i.batch_id, i.line,
+  :now
 from incoming i
 where i.t = 'request' and i.code is null
   and not exists (select 1 from results s where s.request_id = i.id)
-order by i.line
+order by i.batch_id, i.line
 on conflict (id) do nothing`;

@@ -183,20 +183,9 @@ async function applyStaged(
   await tx.raw(
     `create temporary table if not exists incoming (
        line integer not null, t text not null, id uuid not null, v integer not null,
-       at timestamptz not null, d jsonb not null, text text, code text, detail text
+       at timestamptz not null, d jsonb not null, text text, code text, detail text,
+       batch_id uuid not null
      ) on commit delete rows`,
-  );
-  await tx('incoming').insert(
-    records.map(({ type, id, data, bad }, n) => ({
-      line: n + 1,
-      t: type,
-      id,
-      v: 1,
-      at: now,
-      d: JSON.stringify(data),
-      code: bad === undefined ? null : 'SCHEMA',
-      detail: bad ?? null,
-    })),
   );
   const batch: ImportedBatch = {
     id: newId(),
@@ -209,6 +198,19 @@ async function applyStaged(
     kid: 'k'.repeat(43),
     createdAt: now,
   };
+  await tx('incoming').insert(
+    records.map(({ type, id, data, bad }, n) => ({
+      line: n + 1,
+      t: type,
+      id,
+      v: 1,
+      at: now,
+      d: JSON.stringify(data),
+      code: bad === undefined ? null : 'SCHEMA',
+      detail: bad ?? null,
+      batch_id: batch.id,
+    })),
+  );
   await apply(tx, batch, now);
   return batch.id;
 }

@@ -1,55 +1,71 @@
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFile, readdir } from 'node:fs/promises';
+import { copyFile, readFile, readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { performance } from 'node:perf_hooks';
+import { Readable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 import { rows } from '@sallyport/shared';
 import { applies } from '@sallyport/response-network';
-import { exportControl, exportStream, importBatches } from '@sallyport/transfer';
+import {
+  ZERO_DIGEST,
+  batchName,
+  exportControl,
+  exportStream,
+  importBatches,
+  readHeader,
+  type Manifest,
+} from '@sallyport/transfer';
+import { readHeaderLine, signManifest, writeBody } from '@sallyport/transfer/testing';
 import { limitRow, secondsOf, until, type Bench, type Benchmark, type Row } from './benchmark.js';
 import { fillOutbox, makePattern } from './requests.js';
 import { settle, withSite, type Site } from './site.js';
 
 const RECORDS = 20;
-const DUPLICATES = 200;
+const DUPLICATES = 2_000;
 
 /** Very many small batches, batches that were seen before, and what a kill costs. */
 export const smallBatchesBenchmark: Benchmark = {
   names: ['small-batches', 'duplicate', 'recovery'],
-  run: (bench) =>
-    withSite(bench, async (site) => {
-      await makePattern(site);
-      const found = [await measureSmall(bench, site)];
-      if (bench.wants('duplicate')) found.push(await measureDuplicates(bench, site));
-      if (bench.wants('recovery')) found.push(await measureRecovery(bench, site));
-      return found.filter(({ name }) => bench.wants(name));
-    }),
+  async run(bench) {
+    const found: Row[] = [];
+    if (bench.wants('small-batches') || bench.wants('duplicate')) {
+      found.push(...(await withSite(bench, (site) => measureSmall(bench, site))));
+    }
+    if (bench.wants('recovery')) {
+      found.push(await withSite(bench, (site) => measureRecovery(bench, site)));
+    }
+    return found.filter(({ name }) => bench.wants(name));
+  },
 };
 
 /** So many batches of 20 requests, with one of lane P0 that comes last by name and is taken first. */
-async function measureSmall(bench: Bench, site: Site): Promise<Row> {
+async function measureSmall(bench: Bench, site: Site): Promise<Row[]> {
   const count = bench.quick ? 300 : 10_000;
   const { response } = site;
-  bench.say('small-batches: sealing');
-  await sealSmall(site, count);
+  await makePattern(site);
+  bench.say('small-batches: signing');
   await sealControl(site);
   await site.carry('request');
+  await signSmall(site, count);
   await settle(response.db);
   const seconds = await secondsOf(() => importBatches(response.db, response.node, applies));
   const [first] = await rows<{ stream: string }>(
     response.db,
     'select stream from inbound_batches order by id limit 1',
   );
-  const [applied] = await rows<{ batches: number }>(
+  const [applied] = await rows<{ batches: number; records: number }>(
     response.db,
-    `select count(*)::integer as batches from inbound_batches
-     where stream = 'requests' and state = 'applied'`,
+    `select count(*)::integer as batches, (select count(*)::integer from requests) as records
+     from inbound_batches where stream = 'requests' and state = 'applied'`,
   );
-  if (applied?.batches !== count) throw new Error(`${applied?.batches} of ${count} were applied`);
+  if (applied?.batches !== count || applied.records !== count * RECORDS) {
+    throw new Error(`${applied?.batches} of ${count} were applied, ${applied?.records} records`);
+  }
   if (first?.stream === 'requests') throw new Error('a batch of lane P0 was not taken first');
   bench.say(`small-batches: ${count} in ${seconds.toFixed(1)} s`);
-  return limitRow('small-batches', 's', 60, seconds);
+  const found = [limitRow('small-batches', 's', 60, seconds)];
+  if (bench.wants('duplicate')) found.push(await measureDuplicates(bench, site));
+  return found;
 }
 
 /** Seals a batch of lane P0: there is always something new to acknowledge. */
@@ -58,46 +74,64 @@ async function sealControl({ request }: Site): Promise<void> {
   await exportControl(request.db, request.node);
 }
 
-/** Seals one batch of 20 requests after the other. */
-async function sealSmall(site: Site, count: number): Promise<void> {
-  const { request } = site;
+/**
+ * Puts batches of 20 requests into the inbox, signed one after the other as the request network would
+ * have: its own export takes a transaction for each, which is not what is measured here.
+ */
+async function signSmall(site: Site, count: number): Promise<void> {
+  const { request, response } = site;
+  const { node } = request;
   await fillOutbox(site, count * RECORDS);
-  await request.db.raw('create table bench_waiting as select * from outbox_records');
-  await request.db.raw('create index on bench_waiting (position)');
-  await request.db.raw('truncate outbox_records');
-  const [start] = await rows<{ first: number }>(
-    request.db,
-    'select min(position) as first from bench_waiting',
+  const [newest = ''] = (await readdir(response.node.folders.inbox)).filter((name) =>
+    name.includes('.control.'),
   );
-  for (let n = 0; n < count; n++) {
-    const first = (start?.first ?? 0) + n * RECORDS;
-    await rows(
+  const { line } = await readHeaderLine(join(response.node.folders.inbox, newest));
+  const { manifest: control } = readHeader(line);
+  const recipients = [response.node.keys.card.age];
+  const packing = { enc: 'gzip', crypt: 'age', recipients } as const;
+  let prev = ZERO_DIGEST;
+  for (let seq = 1; seq <= count; seq++) {
+    const lines = await rows<{ line: string }>(
       request.db,
-      `insert into outbox_records (link, stream, type, record_id, line)
-       select link, stream, type, record_id, line from bench_waiting
-       where position >= ? and position < ? order by position`,
-      [first, first + RECORDS],
+      `delete from outbox_records where position in (
+         select position from outbox_records order by position limit ${RECORDS}) returning line`,
     );
-    await exportStream(request.db, request.node, 'requests');
+    const body = Buffer.from(lines.map((record) => `${record.line}\n`).join(''));
+    const path = join(node.folders.staging, 'bench.body');
+    const packed = await writeBody(() => Readable.from([body]), { path, ...packing });
+    const manifest: Manifest = {
+      ...control,
+      ...{ stream: 'requests', seq, prev, records: RECORDS, types: { request: RECORDS } },
+      kind: 'delta',
+      notAfter: new Date(Date.now() + 86_400_000).toISOString(),
+      body: packed,
+      ack: { ...control.ack, no: control.ack.no + seq },
+    };
+    const signed = await signManifest(manifest, node.keys);
+    prev = signed.digest;
+    await writeFile(
+      join(response.node.folders.inbox, batchName(manifest, signed.digest)),
+      Buffer.concat([signed.line, Buffer.from('\n'), await readFile(path)]),
+    );
+    await rm(path);
   }
 }
 
-/** One batch that was applied long ago, brought again and again. */
+/** Batches that were applied before, brought again all together. */
 async function measureDuplicates(bench: Bench, site: Site): Promise<Row> {
   const { db, node } = site.response;
-  const name = (await readdir(node.folders.archive)).find((file) => file.includes('.requests.'));
-  if (!name) throw new Error('nothing was archived');
-  const times: number[] = [];
-  for (let n = 0; n < DUPLICATES; n++) {
+  const archived = await readdir(node.folders.archive);
+  const again = archived.filter((file) => file.includes('.requests.')).slice(0, DUPLICATES);
+  for (const name of again) {
     await copyFile(join(node.folders.archive, name), join(node.folders.inbox, name));
-    const startedAt = performance.now();
-    const report = await importBatches(db, node, applies);
-    times.push(performance.now() - startedAt);
-    if (report.duplicates !== 1) throw new Error('it was not seen as a duplicate');
   }
-  const median = times.toSorted((a, b) => a - b)[DUPLICATES >> 1] ?? NaN;
-  bench.say(`duplicate: median of ${DUPLICATES} ${median.toFixed(2)} ms`);
-  return limitRow('duplicate', 'ms', 5, median);
+  const seconds = await secondsOf(async () => {
+    const report = await importBatches(db, node, applies);
+    if (report.duplicates !== again.length) throw new Error('not all were seen as duplicates');
+  });
+  const each = (seconds * 1_000) / again.length;
+  bench.say(`duplicate: ${again.length} at ${each.toFixed(2)} ms each`);
+  return limitRow('duplicate', 'ms', 5, each);
 }
 
 /**
@@ -106,6 +140,7 @@ async function measureDuplicates(bench: Bench, site: Site): Promise<Row> {
  */
 async function measureRecovery(bench: Bench, site: Site): Promise<Row> {
   const { request, response } = site;
+  await makePattern(site);
   await fillOutbox(site, bench.quick ? 10_000 : 50_000);
   await exportStream(request.db, request.node, 'requests');
   await site.carry('request');

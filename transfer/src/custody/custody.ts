@@ -1,5 +1,6 @@
 import {
   newId,
+  preparedRows,
   rows,
   shorten,
   type Database,
@@ -71,7 +72,7 @@ export async function noteCustody(
     return { ...event, line: isTold(note) ? custodyLine(event, now) : null };
   });
   const column = <T>(read: (event: (typeof events)[number]) => T): T[] => events.map(read);
-  await tx.raw(NOTE_SQL, {
+  await preparedRows(tx, NOTE_SQL, {
     ids: column(({ id }) => id),
     streams: column(({ stream }) => stream),
     epochs: column(({ epoch }) => epoch),

@@ -15,6 +15,8 @@ export type HeaderLine = {
   mtimeMs: number;
   ino: number;
   dev: number;
+  /** All bytes of a file of at most 64 KiB, as they were when its line 1 was read. */
+  whole?: Buffer;
 };
 
 export type BatchNameHint = {
@@ -87,7 +89,8 @@ export async function readHeaderLine(path: string): Promise<HeaderLine> {
       length += bytesRead;
     }
     const line = firstLine(head.subarray(0, length));
-    return { line, size, mtimeMs, ino, dev };
+    const found = { line, size, mtimeMs, ino, dev };
+    return length === size ? { ...found, whole: head } : found;
   } finally {
     await file.close();
   }
@@ -129,16 +132,21 @@ export async function claimBatch(
     mode?: number;
     /** The path until it is whole; a random name beside the target unless set. */
     temporary?: string;
+    /** All bytes of the source, where they are known: it is not read again. */
+    whole?: Buffer | undefined;
+    /** Leaves the sync of the folder to the caller, who claims several. */
+    unsynced?: boolean;
     /** Hears of each piece while it is written; what it throws ends the copy. */
     onPiece?: (piece: Buffer) => void;
   },
 ): Promise<void> {
   const temporary = header.temporary ?? `${target}.${randomBytes(8).toString('hex')}.tmp`;
-  const { file } = await openRegular(source);
+  const file = header.whole ? undefined : (await openRegular(source)).file;
+  const pieces = file ? readToEnd(file, header) : [header.whole ?? Buffer.alloc(0)];
   try {
     const copy = await open(temporary, 'wx', header.mode ?? 0o600);
     try {
-      await hashBatch(file, header, async (piece) => {
+      await hashBatch(pieces, header, async (piece) => {
         const written = writeAll(copy, piece);
         try {
           header.onPiece?.(piece);
@@ -151,12 +159,12 @@ export async function claimBatch(
       await copy.close();
     }
     await rename(temporary, target);
-    await syncDirectory(dirname(target));
+    if (!header.unsynced) await syncDirectory(dirname(target));
   } catch (error) {
     await rm(temporary, { force: true }).catch(() => undefined);
     throw diskError(error, target);
   } finally {
-    await file.close();
+    await file?.close();
   }
 }
 
@@ -172,15 +180,20 @@ export async function verifyBytes(
 ): Promise<void> {
   const { file } = await openRegular(path);
   try {
-    await hashBatch(file, header, (piece) => onBytes(piece.length, piece));
+    await hashBatch(readToEnd(file, header), header, (piece) => onBytes(piece.length, piece));
   } finally {
     await file.close();
   }
 }
 
-/** Passes the file on in pieces, and compares it with what its line 1 states. */
+/** What line 1 states, and a byte more if there is one. */
+function readToEnd(file: FileHandle, { line, manifest }: VerifiedHeader): AsyncIterable<Buffer> {
+  return readRange(file, 0, batchBytes(line, manifest) + 1);
+}
+
+/** Passes a file on in pieces, and compares it with what its line 1 states. */
 async function hashBatch(
-  file: FileHandle,
+  pieces: AsyncIterable<Buffer> | Iterable<Buffer>,
   { line, manifest }: VerifiedHeader,
   pass: (piece: Buffer) => Promise<void> | void,
 ): Promise<void> {
@@ -188,7 +201,7 @@ async function hashBatch(
   const head = Buffer.concat([line, LF]);
   const body = createHash('sha256');
   let at = 0;
-  for await (const piece of readRange(file, 0, expected + 1)) {
+  for await (const piece of pieces) {
     if (at + piece.length > expected) {
       throw refuse('TRAILING_DATA', `It has more than the ${expected} bytes that line 1 states.`);
     }

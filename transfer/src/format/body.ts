@@ -1,9 +1,10 @@
-import { createHash } from 'node:crypto';
+import { createHash, type webcrypto } from 'node:crypto';
 import { constants } from 'node:fs';
 import { type FileHandle, open, rm } from 'node:fs/promises';
 import { pipeline } from 'node:stream/promises';
 import { ReadableStream } from 'node:stream/web';
 import { crc32, createGzip, createInflateRaw, type InflateRaw } from 'node:zlib';
+import { bech32 } from '@scure/base';
 import { Decrypter, Encrypter } from 'age-encryption';
 import { type ErrorCode, SallyportError } from '@sallyport/shared';
 import { diskError, errorCode, readRange, writeAll } from './durable-file.js';
@@ -18,6 +19,8 @@ const WRITE_RATIO = 100;
 const PIECE_BYTES = 256 * 1024;
 /** An age header has some hundred bytes per recipient. */
 const AGE_HEADER_BYTES = 64 * 1024;
+/** What stands before the 32 bytes of an X25519 key in PKCS #8 (RFC 8410). */
+const X25519_PKCS8 = Buffer.from('302e020100300506032b656e04220420', 'hex');
 const GZIP_HEADER_BYTES = 10;
 const GZIP_TRAILER_BYTES = 8;
 
@@ -37,6 +40,9 @@ export async function writeBody(
   return writeOnce(lines(), { ...options, enc: 'none' });
 }
 
+/** Where the body of a claimed batch begins, and who may open it. */
+type Sealed = { path: string; offset: number; body: Body; ageIdentities: readonly string[] };
+
 /**
  * Decrypts and inflates the body that starts at `offset` of a claimed batch into `target` (new,
  * 0600), which exists afterwards only if everything was right.
@@ -47,28 +53,50 @@ export async function openBody(
   path: string,
   offset: number,
   body: Body,
-  options: { ageIdentities: readonly string[]; target: string },
+  { ageIdentities, target }: { ageIdentities: readonly string[]; target: string },
 ): Promise<void> {
+  const file = await openNew(target);
+  try {
+    const pieces = openPieces({ path, offset, body, ageIdentities });
+    for await (const piece of pieces) await writeAll(file, piece);
+  } catch (error) {
+    await rm(target, { force: true }).catch(() => undefined);
+    throw diskError(error, target);
+  } finally {
+    await file.close();
+  }
+}
+
+/**
+ * As {@link openBody}, for a body that is small enough for the memory; of its own bytes where they
+ * are at hand.
+ * @throws SallyportError as {@link openBody} does.
+ */
+export async function readBody(sealed: Sealed & { bytes?: Buffer | undefined }): Promise<Buffer> {
+  const pieces: Uint8Array[] = [];
+  const opened = sealed.bytes ? unpack([sealed.bytes], sealed) : openPieces(sealed);
+  for await (const piece of opened) pieces.push(piece);
+  return Buffer.concat(pieces);
+}
+
+async function* openPieces(sealed: Sealed): AsyncGenerator<Uint8Array> {
+  const { path, offset, body } = sealed;
   const source = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW);
   try {
-    const target = await openNew(options.target);
-    try {
-      let pieces: AsyncGenerator<Uint8Array> = exactly(
-        readRange(source, offset, offset + body.bytes),
-        body.bytes,
-      );
-      if (body.crypt === 'age') pieces = decrypt(pieces, options.ageIdentities);
-      if (body.enc === 'gzip') pieces = inflate(pieces);
-      for await (const piece of capped(pieces, body.rawBytes)) await writeAll(target, piece);
-    } catch (error) {
-      await rm(options.target, { force: true }).catch(() => undefined);
-      throw diskError(error, options.target);
-    } finally {
-      await target.close();
-    }
+    yield* unpack(readRange(source, offset, offset + body.bytes), sealed);
   } finally {
     await source.close();
   }
+}
+
+function unpack(
+  bytes: AsyncIterable<Uint8Array> | Iterable<Uint8Array>,
+  { body, ageIdentities }: Sealed,
+): AsyncGenerator<Uint8Array> {
+  let pieces = exactly(bytes, body.bytes);
+  if (body.crypt === 'age') pieces = decrypt(pieces, ageIdentities);
+  if (body.enc === 'gzip') pieces = inflate(pieces);
+  return capped(pieces, body.rawBytes);
 }
 
 async function writeOnce(
@@ -155,7 +183,7 @@ async function* decrypt(
   identities: readonly string[],
 ): AsyncGenerator<Uint8Array> {
   const decrypter = new Decrypter();
-  for (const identity of identities) decrypter.addIdentity(identity);
+  for (const identity of identities) decrypter.addIdentity(await importIdentity(identity));
   try {
     yield* await decrypter.decrypt(ReadableStream.from(withAgeHeader(pieces)));
   } catch (cause) {
@@ -165,6 +193,30 @@ async function* decrypt(
       next: 'Check that the sender trusts the card of this node as it is now; else copy it again.',
     });
   }
+}
+
+const imported = new Map<string, Promise<webcrypto.CryptoKey>>();
+const MAX_IMPORTED = 16;
+
+/**
+ * An X25519 identity as a key that leaves no process, imported once: from its text the library would
+ * import it twice for every file, which is half of what opening a small one costs.
+ */
+async function importIdentity(identity: string): Promise<webcrypto.CryptoKey> {
+  const known = imported.get(identity);
+  if (known) return known;
+  if (imported.size >= MAX_IMPORTED) imported.clear();
+  const { bytes } = bech32.decodeToBytes(identity);
+
+  const key = crypto.subtle.importKey(
+    'pkcs8',
+    Buffer.concat([X25519_PKCS8, bytes]),
+    { name: 'X25519' },
+    false,
+    ['deriveBits'],
+  );
+  imported.set(identity, key);
+  return key;
 }
 
 /** Holds the bytes back until the age header has ended, so that no endless one is gathered. */
@@ -261,7 +313,7 @@ function checkGzipHeader(head: Buffer): void {
 }
 
 async function* exactly(
-  pieces: AsyncIterable<Uint8Array>,
+  pieces: AsyncIterable<Uint8Array> | Iterable<Uint8Array>,
   bytes: number,
 ): AsyncGenerator<Uint8Array> {
   let seen = 0;

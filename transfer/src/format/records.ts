@@ -57,6 +57,9 @@ const checkEnvelope = compileSchema(
     { additionalProperties: false },
   ),
 );
+/** An opened body: the path of its file, or its bytes where they are few. */
+export type PlainBody = string | Buffer;
+
 /**
  * The records of an opened body in groups of about a thousand, every line checked: bytes, JSON,
  * envelope, type, version, schema; at the end also the counts. Apply nothing before the end.
@@ -65,14 +68,14 @@ const checkEnvelope = compileSchema(
  * data of the record is at fault.
  */
 export async function* readRecords(
-  path: string,
+  body: PlainBody,
   stated: StatedRecords,
 ): AsyncGenerator<IncomingRecord[], void, void> {
   const counts: Partial<Record<RecordType, number>> = {};
   let group: IncomingRecord[] = [];
   let groupBytes = 0;
   let number = 0;
-  for await (const lines of readLines(path)) {
+  for await (const lines of readLines(body)) {
     for (const bytes of lines) {
       number++;
       if (number > Math.min(stated.records, BATCH_LIMITS.records)) throw tooMany(stated.records);
@@ -161,11 +164,17 @@ function checkCounts(
 }
 
 /**
- * The lines of a file, by pieces of the file, without their newlines. One buffer serves all pieces,
+ * The lines of a body, by pieces of its file, without their newlines. One buffer serves all pieces,
  * so a line is valid only until the next piece is asked for.
  */
-async function* readLines(path: string): AsyncGenerator<Iterable<Buffer>, void, void> {
-  const file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW);
+async function* readLines(body: PlainBody): AsyncGenerator<Iterable<Buffer>, void, void> {
+  if (typeof body !== 'string') {
+    const end = body.lastIndexOf(LF) + 1;
+    yield splitLines(body.subarray(0, end));
+    requireLastLine(body.length - end);
+    return;
+  }
+  const file = await open(body, constants.O_RDONLY | constants.O_NOFOLLOW);
   try {
     const { size } = await file.stat();
     const readBytes = Math.min(READ_BYTES, size + 1);
@@ -181,10 +190,15 @@ async function* readLines(path: string): AsyncGenerator<Iterable<Buffer>, void, 
       checkLineLength(held);
       filled.copyWithin(0, end);
     }
-    if (held > 0) throw refuse('SCHEMA', 'The last line of the body has no newline.');
+    requireLastLine(held);
   } finally {
     await file.close();
   }
+}
+
+function requireLastLine(rest: number): void {
+  checkLineLength(rest);
+  if (rest > 0) throw refuse('SCHEMA', 'The last line of the body has no newline.');
 }
 
 /** Splits at the byte 0x0A only; `bytes` ends with it. */

@@ -1,5 +1,11 @@
 import { createHash } from 'node:crypto';
-import { SallyportError, rows, type StreamName, type Transaction } from '@sallyport/shared';
+import {
+  SallyportError,
+  preparedRows,
+  rows,
+  type StreamName,
+  type Transaction,
+} from '@sallyport/shared';
 import type { BatchKey } from '../custody/custody.js';
 import { ZERO_DIGEST, type Ack, type Tail } from '../format/manifest.js';
 import { multirange, type Range } from '../format/ranges.js';
@@ -139,14 +145,14 @@ export async function mergeAck(
 
 /** Notes the newest numbers the far side sealed, so that losing the newest batch shows too. */
 export async function mergeTail(tx: Transaction, link: string, tail: Tail): Promise<void> {
-  for (const [stream, last] of Object.entries(tail)) {
-    await tx.raw(
-      `update inbound_streams set tail_seq = :seq, tail_digest = :digest
-       where link = :link and stream = :stream and epoch = :epoch and tail_seq < :seq`,
-      { link, stream, ...last },
-    );
-  }
+  const told = Object.entries(tail).map(([stream, last]) => ({ stream, ...last }));
+  await preparedRows(tx, MERGE_TAIL, { link, told: JSON.stringify(told) });
 }
+
+const MERGE_TAIL = `
+update inbound_streams s set tail_seq = t.seq, tail_digest = t.digest
+from json_to_recordset(:told) as t(stream text, epoch integer, seq bigint, digest text)
+where s.link = :link and s.stream = t.stream and s.epoch = t.epoch and s.tail_seq < t.seq`;
 
 /**
  * Forgets in what order the far side told what it has, because not everything that told it was the
@@ -180,12 +186,16 @@ async function noteIncarnation(
   { incarnation, no, streams }: Ack,
   now: Date,
 ): Promise<number | undefined> {
-  const [noted] = await rows<{ epoch: number; before: string | null }>(tx, NOTE_INCARNATION, {
-    link,
-    incarnation,
-    no,
-    told: Math.max(0, ...Object.values(streams).map(({ epoch }) => epoch)),
-  });
+  const [noted] = await preparedRows<{ epoch: number; before: string | null }>(
+    tx,
+    NOTE_INCARNATION,
+    {
+      link,
+      incarnation,
+      no,
+      told: Math.max(0, ...Object.values(streams).map(({ epoch }) => epoch)),
+    },
+  );
   if (!noted) return undefined;
   if (noted.before !== null && noted.before !== incarnation) {
     await tx.raw(
@@ -228,7 +238,7 @@ async function noteRepeated(
   now: Date,
 ): Promise<Set<StreamName>> {
   const told = Object.entries(streams).map(([stream, one]) => ({ stream, digest: digestOf(one) }));
-  const repeated = await rows<{ stream: StreamName }>(tx, NOTE_REPEATED, {
+  const repeated = await preparedRows<{ stream: StreamName }>(tx, NOTE_REPEATED, {
     link,
     incarnation,
     no,

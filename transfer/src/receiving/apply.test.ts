@@ -38,7 +38,7 @@ describe('applyBatch', () => {
   afterEach(() => remove());
 
   const apply = (changed: Candidate) =>
-    applyBatch(blue.test.db, blue, recordingApplies, changed, claimed);
+    applyBatch(blue.test.db, blue, recordingApplies, { candidate: changed, claimed });
 
   it('applies what both validators accept', async () => {
     expect(await apply(candidate)).to.equal(true);

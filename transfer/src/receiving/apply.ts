@@ -1,11 +1,10 @@
-import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   STREAMS,
   SallyportError,
   appendAudit,
   newId,
-  rows,
+  preparedRows,
   type BatchCode,
   type Database,
   type RecordType,
@@ -13,22 +12,19 @@ import {
   type Transaction,
 } from '@sallyport/shared';
 import { forgetAcks, mergeAck, mergeTail } from './acks.js';
-import { openBody } from '../format/body.js';
+import { someAtOnce } from './some-at-once.js';
+import { openBody, readBody } from '../format/body.js';
+import type { PlainBody } from '../format/records.js';
+import { removeIfThere } from '../format/durable-file.js';
+import type { Ack } from '../format/manifest.js';
 import type { Candidate } from './candidate.js';
-import { noteCustody, type CustodyNote } from '../custody/custody.js';
+import { noteCustody, type BatchKey, type CustodyNote } from '../custody/custody.js';
 import { freezeOutbound } from './freezes.js';
 import { stageRecords } from './incoming.js';
 import type { Node } from '../node.js';
 import { sendForgotten, settleRefusals } from '../sending/refusals.js';
 import { askSecondOpinion, type Opinion } from './second-opinion.js';
-import {
-  advanceCursor,
-  decide,
-  readCursor,
-  readNeighbours,
-  restartCursors,
-  type Decision,
-} from './sequence.js';
+import { advanceCursor, decideRun, readPlace, restartCursors, type Decision } from './sequence.js';
 
 /** A batch as its apply functions see it. */
 export type ImportedBatch = {
@@ -52,46 +48,106 @@ export type ImportedBatch = {
 export type Apply = (tx: Transaction, batch: ImportedBatch, now: Date) => Promise<void>;
 export type ApplyTable = Partial<Record<RecordType, Apply>>;
 
+/** Bodies of at most this size, unpacked, are small: of a few dozen requests. */
+export const SMALL_BYTES = 256 * 1024;
+
+/** A verified batch, and the path of the copy of it that is ours. */
+export type ClaimedBatch = { candidate: Candidate; claimed: string };
+
+/** A claimed batch whose body is open, and what the second validator is about to say of it. */
+export type OpenedBatch = ClaimedBatch & { plain: PlainBody; opinion: Promise<Opinion> };
+
 /**
  * Opens a claimed copy and applies it in one transaction, if the second validator accepts it too.
  * @returns false when another importer applied it meanwhile.
- * @throws SallyportError VALIDATOR_DISAGREE, WAIT_LOCK when the second validator gave no answer, and
- * what refuses the content; with nothing applied.
+ * @throws SallyportError as {@link applyOpened} does, and what refuses the body.
  */
 export async function applyBatch(
   db: Database,
   node: Node,
   applies: ApplyTable,
-  candidate: Candidate,
-  claimed: string,
+  batch: ClaimedBatch,
 ): Promise<boolean> {
-  const { manifest, digest, header } = candidate;
-  // A name of its own: another importer that lost its lock must not write what we read.
-  const plain = join(node.folders.staging, `import-${digest}.${newId()}.plain`);
-  // It reads the same copy while we open and stage it; its word counts before the commit.
-  const opinion = askSecondOpinion(
-    {
-      path: claimed,
-      node: node.name,
-      link: candidate.link,
-      senders: [candidate.card],
-      identities: [...node.keys.ageIdentities],
-    },
-    manifest.body.bytes + manifest.body.rawBytes,
-  );
+  const opened = await openBatches(node, [batch]);
+  return applyOpened(db, node, applies, opened).finally(() => closeBatches(opened));
+}
+
+/**
+ * Opens claimed copies; {@link closeBatches} removes what that makes.
+ * @throws SallyportError what refuses a body; then nothing is left.
+ */
+export async function openBatches(
+  node: Node,
+  batches: readonly ClaimedBatch[],
+): Promise<OpenedBatch[]> {
+  const opened = batches.map(({ candidate, claimed }): OpenedBatch => {
+    // A name of its own: another importer that lost its lock must not write what we read.
+    const plain = join(node.folders.staging, `import-${candidate.digest}.${newId()}.plain`);
+    // It reads the same copy while we open and stage it; its word counts before the commit.
+    return { candidate, claimed, plain, opinion: askOpinion(node, candidate, claimed) };
+  });
   try {
-    await openBody(claimed, header.line.length + 1, manifest.body, {
-      ageIdentities: node.keys.ageIdentities,
-      target: plain,
-    });
-    return await db.transaction(async (tx) => {
-      const applied = await applyInTransaction(tx, node, applies, candidate, plain);
-      if (applied) requireAgreement(node, candidate, await opinion);
-      return applied;
-    });
-  } finally {
-    await rm(plain, { force: true });
+    await someAtOnce(opened, (batch) => openPlain(node, batch));
+    return opened;
+  } catch (error) {
+    await closeBatches(opened);
+    throw error;
   }
+}
+
+/** Removes the plain text of opened batches. */
+export async function closeBatches(opened: readonly OpenedBatch[]): Promise<void> {
+  await someAtOnce(opened, async ({ plain }) => {
+    if (typeof plain === 'string') await removeIfThere(plain);
+  });
+}
+
+/**
+ * Applies opened batches in one transaction, if the second validator accepts each. More than one are
+ * of one stream, follow each other in number, and are all applied or none.
+ * @returns false, with nothing applied, when one is not to be applied (any more): another importer
+ * did it meanwhile, or one of several has to be looked at alone.
+ * @throws SallyportError VALIDATOR_DISAGREE, WAIT_LOCK when the second validator gave no answer, and
+ * what refuses the content; with nothing applied.
+ */
+export async function applyOpened(
+  db: Database,
+  node: Node,
+  applies: ApplyTable,
+  opened: readonly OpenedBatch[],
+): Promise<boolean> {
+  return db.transaction(async (tx) => {
+    const applied = await applyInTransaction(tx, node, applies, opened);
+    if (!applied) return false;
+    for (const { candidate, opinion } of opened) requireAgreement(node, candidate, await opinion);
+    return true;
+  });
+}
+
+/** A small body stays in memory; files cost more than opening it. */
+async function openPlain(node: Node, batch: OpenedBatch): Promise<void> {
+  const { header, manifest } = batch.candidate;
+  const offset = header.line.length + 1;
+  const { ageIdentities } = node.keys;
+  if (manifest.body.rawBytes <= SMALL_BYTES) {
+    const { claimed: path } = batch;
+    // They are the bytes that were claimed.
+    const bytes = header.whole?.subarray(offset);
+    batch.plain = await readBody({ path, offset, body: manifest.body, ageIdentities, bytes });
+  } else if (typeof batch.plain === 'string') {
+    const options = { ageIdentities, target: batch.plain };
+    await openBody(batch.claimed, offset, manifest.body, options);
+  }
+}
+
+function askOpinion(
+  node: Node,
+  { link, card, manifest: { body } }: Candidate,
+  path: string,
+): Promise<Opinion> {
+  const identities = [...node.keys.ageIdentities];
+  const question = { path, node: node.name, link, senders: [card], identities };
+  return askSecondOpinion(question, body.bytes + body.rawBytes);
 }
 
 function requireAgreement(node: Node, { file }: Candidate, opinion: Opinion): void {
@@ -123,9 +179,9 @@ export async function closeRefused(
     const decision = await decideNow(tx, candidate, { lock: true });
     // Nothing of an epoch is told before it has begun here.
     if (decision === 'duplicate' || decision === 'announce') return;
-    await insertBatch(tx, candidate, { state: 'rejected', code, now });
+    await insertBatches(tx, [candidate], { state: 'rejected', code, now });
     await advanceCursor(tx, candidate.manifest.link, candidate.manifest.stream);
-    await closeNumber(tx, node, candidate, { now, steps: ['received'] });
+    await closeNumbers(tx, node, [candidate], { now, steps: ['received'] });
   });
 }
 
@@ -140,73 +196,95 @@ export async function noteWaiting(
     if ((await decideNow(tx, candidate, { lock: true })) !== 'wait') return;
     const renamed = { ...candidate, file: fileName };
     const now = node.clock.now();
-    await insertBatch(tx, renamed, { state: 'waiting', code: null, now });
+    await insertBatches(tx, [renamed], { state: 'waiting', code: null, now });
     await noteCustody(tx, stepsOf(node, candidate, ['received', 'verified'], now), now);
     await mergeTail(tx, candidate.manifest.link, candidate.manifest.tail);
-    await raiseAckVersion(tx, candidate.manifest);
+    await raiseAckVersion(tx, candidate.manifest, { notify: false });
   });
 }
 
 /** The decision on a candidate by what is known now. */
 export async function decideNow(
   db: Database,
-  { manifest, digest, kid }: Candidate,
-  { lock }: { lock: boolean },
+  candidate: Candidate,
+  options: { lock: boolean },
 ): Promise<Decision> {
-  const cursor = await readCursor(db, manifest.link, manifest.stream, { lock });
-  const neighbours = await readNeighbours(db, manifest.link, manifest);
-  return decide({ ...manifest, kid }, digest, cursor, neighbours);
+  const [decision] = await decideAllNow(db, [candidate], options);
+  if (!decision) throw new Error('every batch has a decision');
+  return decision;
+}
+
+/** The decisions on candidates of one stream whose numbers follow each other. */
+export async function decideAllNow(
+  db: Database,
+  candidates: readonly Candidate[],
+  { lock }: { lock: boolean },
+): Promise<Decision[]> {
+  const [first] = candidates;
+  if (!first) return [];
+  const { manifest } = first;
+  const place = await readPlace(db, manifest.link, manifest, { lock, count: candidates.length });
+  const numbered = candidates.map((each) => ({
+    ...each.manifest,
+    kid: each.kid,
+    digest: each.digest,
+  }));
+  return decideRun(numbered, place);
 }
 
 async function applyInTransaction(
   tx: Transaction,
   node: Node,
   applies: ApplyTable,
-  candidate: Candidate,
-  plain: string,
+  opened: readonly OpenedBatch[],
 ): Promise<boolean> {
-  const { manifest, digest } = candidate;
+  const candidates = opened.map(({ candidate }) => candidate);
+  const newest = candidates.at(-1);
+  if (!newest) return false;
   const now = node.clock.now();
-  const decision = await decideNow(tx, candidate, { lock: true });
+  const decisions = await decideAllNow(tx, candidates, { lock: true });
+  const [decision] = decisions;
   if (decision === 'duplicate') return false;
+  if (decisions.length > 1 && decisions.some((each) => each !== 'apply')) return false;
+  const { manifest, kid } = newest;
+  const { link, stream, epoch, seq, kind } = manifest;
   if (decision === 'announce') {
-    await restartCursors(tx, manifest.link, manifest.epoch);
-    await forgetAcks(tx, manifest.link);
+    await restartCursors(tx, link, epoch);
+    await forgetAcks(tx, link);
   }
+  const ids = await insertBatches(tx, candidates, { state: 'applied', code: null, now });
+  const idOf = ({ digest }: Candidate) => ids.get(digest) ?? '';
   const batch: ImportedBatch = {
-    id: await insertBatch(tx, candidate, { state: 'applied', code: null, now }),
-    link: manifest.link,
-    stream: manifest.stream,
-    epoch: manifest.epoch,
-    seq: manifest.seq,
-    kind: manifest.kind,
-    digest,
-    kid: candidate.kid,
+    ...{ id: idOf(newest), link, stream, epoch, seq, kind, digest: newest.digest, kid },
     createdAt: new Date(manifest.createdAt),
   };
-  if (manifest.records > 0 || manifest.kind === 'snapshot') {
+  const types = new Set(candidates.flatMap((each) => Object.keys(each.manifest.types)));
+  if (kind === 'snapshot' || candidates.some((each) => each.manifest.records > 0)) {
     await blameContent(async () => {
-      await stageRecords(tx, plain, manifest);
-      await applyRecords(tx, applies, manifest, batch, now);
+      const bodies = opened.map(({ candidate, plain }) => {
+        return { batchId: idOf(candidate), plain, stated: candidate.manifest };
+      });
+      await stageRecords(tx, bodies);
+      await applyRecords(tx, applies, batch, { types, now });
     });
   }
   if (decision === 'heal') await healStream(tx, batch);
-  else await advanceCursor(tx, manifest.link, manifest.stream);
-  await closeNumber(tx, node, candidate, { now, steps: ['received', 'verified', 'applied'] });
+  else await advanceCursor(tx, link, stream);
+  await closeNumbers(tx, node, candidates, { now, steps: ['received', 'verified', 'applied'] });
   return true;
 }
 
 async function applyRecords(
   tx: Transaction,
   applies: ApplyTable,
-  { stream, kind, types }: Candidate['manifest'],
   batch: ImportedBatch,
-  now: Date,
+  { types, now }: { types: ReadonlySet<string>; now: Date },
 ): Promise<void> {
-  for (const type of STREAMS[stream].types) {
+  for (const type of STREAMS[batch.stream].types) {
     const apply = applies[type];
-    if (apply && (kind === 'snapshot' || type in types)) await apply(tx, batch, now);
-    else if (type in types) throw unknownType(type);
+    const wanted = batch.kind === 'snapshot' || types.has(type);
+    if (apply && wanted) await apply(tx, batch, now);
+    else if (types.has(type)) throw unknownType(type);
   }
 }
 
@@ -240,20 +318,43 @@ async function healStream(tx: Transaction, batch: ImportedBatch): Promise<void> 
   );
 }
 
-/** What every closed number brings, applied or refused: receipts for us, and the sender's newest. */
-async function closeNumber(
+/** What closed numbers bring, applied or refused: receipts for us, and the sender's newest. */
+async function closeNumbers(
   tx: Transaction,
   node: Node,
-  candidate: Candidate,
+  candidates: readonly Candidate[],
   { now, steps }: { now: Date; steps: CustodyNote['step'][] },
 ): Promise<void> {
-  const { manifest, file } = candidate;
-  const { alarms, receipts, refused, forgotten } = await mergeAck(
-    tx,
-    manifest.link,
-    manifest.ack,
-    now,
-  );
+  const newest = candidates.at(-1);
+  if (!newest) return;
+  const notes = candidates.flatMap((candidate) => stepsOf(node, candidate, steps, now));
+  for (const [at, candidate] of candidates.entries()) {
+    const next = candidates[at + 1];
+    // What the next one says in the same words need not be heard twice.
+    if (next && saysTheSame(candidate.manifest.ack, next.manifest.ack)) continue;
+    const receipts = await hearAck(tx, node, candidate, now);
+    notes.push(...receipts.map((batch) => ({ ...batch, ...byUs(node, 'receipt', now) })));
+  }
+  await noteCustody(tx, notes, now);
+  const { manifest } = newest;
+  await mergeTail(tx, manifest.link, manifest.tail);
+  await raiseAckVersion(tx, manifest, { notify: true });
+}
+
+function saysTheSame(one: Ack, other: Ack): boolean {
+  const same = one.incarnation === other.incarnation;
+  return same && JSON.stringify(one.streams) === JSON.stringify(other.streams);
+}
+
+/** Merges the acknowledgement of a batch; returns what it proves to be applied, but for control. */
+async function hearAck(
+  tx: Transaction,
+  node: Node,
+  { manifest, file }: Candidate,
+  now: Date,
+): Promise<BatchKey[]> {
+  const { link, stream, seq, ack } = manifest;
+  const { alarms, receipts, refused, forgotten } = await mergeAck(tx, link, ack, now);
   await settleRefusals(tx, node, refused, now);
   await sendForgotten(tx, node, forgotten, now);
   for (const alarm of alarms) {
@@ -262,22 +363,13 @@ async function closeNumber(
       at: now,
       actor: node.account,
       action: 'link.alarm',
-      subject: manifest.stream,
-      details: { code: alarm.code, sentence: alarm.message, seq: manifest.seq },
+      subject: stream,
+      details: { code: alarm.code, sentence: alarm.message, seq },
     });
-    const stream = alarm.extra['stream'] as StreamName | undefined;
-    if (stream) await freezeOutbound(tx, node, { link: manifest.link, stream, alarm });
+    const about = alarm.extra['stream'] as StreamName | undefined;
+    if (about) await freezeOutbound(tx, node, { link, stream: about, alarm });
   }
-  const notes = [
-    ...stepsOf(node, candidate, steps, now),
-    ...receipts
-      .filter(({ stream }) => stream !== 'control')
-      .map((batch) => ({ ...batch, ...byUs(node, 'receipt', now) })),
-  ];
-  await noteCustody(tx, notes, now);
-  await mergeTail(tx, manifest.link, manifest.tail);
-  await raiseAckVersion(tx, manifest);
-  await tx.raw(`select pg_notify('sallyport_imported', ?)`, [manifest.stream]);
+  return receipts.filter((batch) => batch.stream !== 'control');
 }
 
 /**
@@ -305,51 +397,56 @@ function byUs(node: Node, step: CustodyNote['step'], at: Date) {
 }
 
 /** Receipts do not answer receipts: what arrives in control is no news for the next control batch. */
-async function raiseAckVersion(tx: Transaction, manifest: Candidate['manifest']): Promise<void> {
-  if (manifest.stream === 'control') return;
-  await tx.raw('update links set ack_version = ack_version + 1 where link = ?', [manifest.link]);
+async function raiseAckVersion(
+  tx: Transaction,
+  { link, stream }: Candidate['manifest'],
+  { notify }: { notify: boolean },
+): Promise<void> {
+  await preparedRows(tx, RAISE_ACK_VERSION, { link, stream, notify });
 }
 
-async function insertBatch(
+const RAISE_ACK_VERSION = `
+with raised as (
+  update links set ack_version = ack_version + 1 where link = :link and :stream <> 'control'
+)
+select pg_notify('sallyport_imported', :stream) where cast(:notify as boolean)`;
+
+/** Notes what became of batches; returns their ids by digest. */
+async function insertBatches(
   tx: Transaction,
-  { manifest, digest, file, header }: Candidate,
+  candidates: readonly Candidate[],
   { state, code, now }: { state: string; code: BatchCode | null; now: Date },
-): Promise<string> {
-  const [row] = await rows<{ id: string }>(
-    tx,
-    `insert into inbound_batches (id, link, stream, epoch, seq, digest, prev, kind, state, code,
-       file_name, file_bytes, records, types, duplicates, created_at, seen_at, applied_at)
-     values (:id, :link, :stream, :epoch, :seq, :digest, :prev, :kind, :state, :code,
-       :file, :bytes, :records, :types, 0, :createdAt, :now, :appliedAt)
-     on conflict (link, stream, epoch, seq) do update
-       set state = excluded.state, code = excluded.code, applied_at = excluded.applied_at,
-        prev = excluded.prev, kind = excluded.kind, file_name = excluded.file_name,
-        file_bytes = excluded.file_bytes, records = excluded.records, types = excluded.types,
-        created_at = excluded.created_at
-     returning id`,
-    {
-      id: newId(),
-      link: manifest.link,
-      stream: manifest.stream,
-      epoch: manifest.epoch,
-      seq: manifest.seq,
-      digest,
-      prev: manifest.prev,
-      kind: manifest.kind,
-      state,
-      code,
-      file,
-      bytes: header.size,
-      records: manifest.records,
-      types: JSON.stringify(manifest.types),
-      createdAt: manifest.createdAt,
-      now,
-      appliedAt: state === 'applied' ? now : null,
-    },
-  );
-  if (!row) throw new Error('an upsert always returns its row');
-  return row.id;
+): Promise<Map<string, string>> {
+  const batches = candidates.map(({ manifest, digest, file, header }) => {
+    const { link, stream, epoch, seq, prev, kind, records, types, createdAt } = manifest;
+    const facts = { link, stream, epoch, seq, digest, prev, kind, records, types };
+    return { ...facts, id: newId(), file, bytes: header.size, created_at: createdAt };
+  });
+  const noted = await preparedRows<{ id: string; digest: string }>(tx, INSERT_BATCHES, {
+    batches: JSON.stringify(batches),
+    state,
+    code,
+    now,
+    appliedAt: state === 'applied' ? now : null,
+  });
+  return new Map(noted.map(({ id, digest }) => [digest, id]));
 }
+
+const INSERT_BATCHES = `
+insert into inbound_batches as known (id, link, stream, epoch, seq, digest, prev, kind, state, code,
+  file_name, file_bytes, records, types, duplicates, created_at, seen_at, applied_at)
+select id, link, stream, epoch, seq, digest, prev, kind, :state, :code, file, bytes, records, types,
+  0, created_at, :now, cast(:appliedAt as timestamptz)
+from json_to_recordset(:batches) as b(id uuid, link text, stream text, epoch integer, seq bigint,
+  digest text, prev text, kind text, file text, bytes bigint, records integer, types jsonb,
+  created_at timestamptz)
+order by seq
+on conflict (link, stream, epoch, seq) do update
+  set state = excluded.state, code = excluded.code, applied_at = excluded.applied_at,
+    prev = excluded.prev, kind = excluded.kind, file_name = excluded.file_name,
+    file_bytes = excluded.file_bytes, records = excluded.records, types = excluded.types,
+    created_at = excluded.created_at
+returning id, digest`;
 
 function unknownType(type: string): SallyportError {
   return new SallyportError('WAIT_UPGRADE', `This version cannot apply ${type} records.`, {

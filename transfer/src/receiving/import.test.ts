@@ -301,6 +301,94 @@ describe('importBatches', () => {
     expect(outcomes(await importInto(blue))).to.deep.equal(['APPLIED']);
   });
 
+  describe('small batches of one stream', () => {
+    const COUNT = 5;
+    let names: string[];
+    let ids: string[];
+    beforeEach(async () => {
+      [names, ids] = [[], []];
+      for (let n = 0; n < COUNT; n += 1) {
+        ids.push(newId());
+        names.push(await sealRequests(red, [requestRecord(ids[n])]));
+      }
+      for (const name of names) await deliver(red, blue, name);
+    });
+    const damage = async (at: number) => {
+      const path = join(blue.folders.inbox, names[at] ?? '');
+      const bytes = await readFile(path);
+      bytes[bytes.length - 20] = (bytes[bytes.length - 20] ?? 0) ^ 1;
+      await writeFile(path, bytes);
+    };
+
+    it('are applied together, each with its own row and file', async () => {
+      const report = await importInto(blue);
+      expect(report).to.include({ applied: COUNT, records: COUNT });
+      expect(await appliedIds(blue)).to.deep.equal(ids);
+      expect(await readCursor(blue, 'requests')).to.equal(COUNT);
+      expect((await readdir(blue.folders.archive)).sort()).to.deep.equal(names);
+      expect(await readdir(blue.folders.inbox)).to.deep.equal([]);
+      expect(await readdir(blue.folders.staging)).to.deep.equal([]);
+      const { rows: noted } = await blue.test.db.raw<{ rows: { seq: number; step: string }[] }>(
+        `select seq, step from custody_events where step = 'applied' order by seq`,
+      );
+      expect(noted.map(({ seq }) => seq)).to.deep.equal([1, 2, 3, 4, 5]);
+    });
+
+    it('are duplicates when they come again', async () => {
+      await importInto(blue);
+      for (const name of names) await deliver(red, blue, name);
+      expect(await importInto(blue)).to.include({ applied: 0, duplicates: COUNT, records: 0 });
+      expect(await readdir(blue.folders.inbox)).to.deep.equal([]);
+    });
+
+    it('are applied but for the damaged one among them', async () => {
+      await damage(2);
+      const report = await importInto(blue);
+      expect(outcomes(report).sort()).to.deep.equal([
+        ...Array<string>(COUNT - 1).fill('APPLIED'),
+        'HASH_MISMATCH',
+      ]);
+      expect(await readCursor(blue, 'requests')).to.equal(2);
+      expect(await readdir(blue.folders.staging)).to.deep.equal([]);
+      await deliver(red, blue, names[2] ?? '');
+      expect(outcomes(await importInto(blue))).to.deep.equal(['APPLIED']);
+      expect(await readCursor(blue, 'requests')).to.equal(COUNT);
+      expect(await appliedIds(blue)).to.deep.equal(ids);
+    });
+
+    it('are applied but for those that were applied before', async () => {
+      const path = join(blue.folders.inbox, names[1] ?? '');
+      await importBatches(blue.test.db, blue, recordingApplies, { path });
+      await deliver(red, blue, names[1] ?? '');
+      expect(await importInto(blue)).to.include({ applied: COUNT - 1, duplicates: 1 });
+      expect(await appliedIds(blue)).to.deep.equal(ids);
+    });
+
+    it('are all there or none when the transaction fails, and come with the next import', async () => {
+      const failing: typeof recordingApplies = {
+        ...recordingApplies,
+        async request(tx, ...more) {
+          await recordingApplies.request?.(tx, ...more);
+          throw new Error('the disk of the database is full');
+        },
+      };
+      const report = await importBatches(blue.test.db, blue, failing);
+      expect(report).to.include({ applied: 0, failed: COUNT });
+      expect(await appliedIds(blue)).to.deep.equal([]);
+      expect((await readdir(blue.folders.inbox)).sort()).to.deep.equal(names);
+      expect(await importInto(blue)).to.include({ applied: COUNT });
+    });
+
+    it('stop at a number with two contents, which freezes the stream', async () => {
+      const path = join(blue.folders.inbox, names[4] ?? '');
+      await importBatches(blue.test.db, blue, recordingApplies, { path });
+      await blue.test.db.raw(`update inbound_batches set prev = repeat('0', 64) where seq = 5`);
+      const report = await importInto(blue);
+      expect(outcomes(report)).to.include('CHAIN_BREAK');
+      expect(await readCursor(blue, 'requests')).to.equal(3);
+    });
+  });
+
   it('waits for a file under copy and refuses it as truncated after 15 minutes', async () => {
     const name = await sealRequests(red, [requestRecord()]);
     await deliver(red, blue, name);

@@ -48,8 +48,7 @@ export async function listInbox(folder: string): Promise<{ paths: string[]; fore
     return { name, lane, stream: hint?.stream ?? '', epoch: hint?.epoch ?? 0, seq: hint?.seq ?? 0 };
   });
   hinted.sort(
-    (a, b) =>
-      a.lane - b.lane || a.stream.localeCompare(b.stream) || a.epoch - b.epoch || a.seq - b.seq,
+    (a, b) => a.lane - b.lane || byText(a.stream, b.stream) || a.epoch - b.epoch || a.seq - b.seq,
   );
   return {
     paths: hinted.map(({ name }) => join(folder, name)),
@@ -57,25 +56,64 @@ export async function listInbox(folder: string): Promise<{ paths: string[]; fore
   };
 }
 
+/** By code units: comparing ten thousand names by the rules of a language takes a tenth of a second. */
+function byText(a: string, b: string): number {
+  return a < b ? -1 : Number(a > b);
+}
+
+/** What is noted of one file that stays in the inbox. */
+export type SeenFile = {
+  name: string;
+  bytes: number;
+  mtimeMs: number;
+  ctimeMs: number;
+  inode: string;
+  code: BatchCode | 'APPLIED';
+  lastSeenAt: Date;
+};
+
+/** What is noted of the files that stay in the inbox, by their names. */
+export async function readSeen(db: Database): Promise<ReadonlyMap<string, SeenFile>> {
+  const seen = await rows<SeenFile>(
+    db,
+    `select name, bytes, mtime_ms as "mtimeMs", ctime_ms as "ctimeMs", inode, code,
+       last_seen_at as "lastSeenAt" from inbox_seen`,
+  );
+  return new Map(seen.map((file) => [file.name, file]));
+}
+
 /**
  * Whether the file, unchanged since, was decided on before and could only not be removed. A damaged
  * one is looked at again from time to time: not every file system tells a replaced file by its inode
  * and times.
  */
-export async function wasDecided(db: Database, clock: Clock, path: string): Promise<boolean> {
-  const found = await lstat(path);
-  const [seen] = await rows<{ code: BatchCode | 'APPLIED'; lastSeenAt: Date }>(
-    db,
-    `select code, last_seen_at as "lastSeenAt" from inbox_seen
-     where name = ? and bytes = ? and mtime_ms = ? and ctime_ms = ? and inode = ?`,
-    [basename(path), found.size, found.mtimeMs, found.ctimeMs, String(found.ino)],
-  );
+export async function wasDecided(
+  seen: SeenFile | undefined,
+  clock: Clock,
+  path: string,
+): Promise<boolean> {
   if (!seen) return false;
+  const found = await lstat(path).catch(() => undefined);
+  const unchanged =
+    found?.size === seen.bytes &&
+    found.mtimeMs === seen.mtimeMs &&
+    found.ctimeMs === seen.ctimeMs &&
+    String(found.ino) === seen.inode;
+  if (!unchanged) return false;
   if (DAMAGE_CODES.includes(seen.code)) {
     const ageMs = clock.now().getTime() - seen.lastSeenAt.getTime();
     return ageMs >= 0 && ageMs < LOOK_AGAIN_MS;
   }
   return seen.code === 'APPLIED' || batchCodeKind(seen.code) !== 'wait';
+}
+
+/** Forgets the files that are in none of the folders any more. */
+export async function forgetGone(db: Database, folders: string[]): Promise<void> {
+  const listed = await Promise.all(folders.map((folder) => readdir(folder).catch(() => undefined)));
+  // What cannot be listed may still be there.
+  if (listed.includes(undefined)) return;
+  const names = listed.flatMap((each) => each ?? []);
+  await db.raw('delete from inbox_seen where name <> all(?)', [names]);
 }
 
 /**
@@ -116,7 +154,7 @@ export async function rememberFile(
   return seen?.since;
 }
 
-/** Removes a decided file from the inbox; where that is not allowed, remembers it instead. */
+/** Removes a decided file; where that is not allowed, remembers it instead. */
 export async function removeFile(
   db: Database,
   clock: Clock,
@@ -126,12 +164,9 @@ export async function removeFile(
   try {
     await unlink(path);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') {
-      await rememberFile(db, clock, path, decided);
-      return;
-    }
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return;
+    await rememberFile(db, clock, path, decided);
   }
-  await db.raw('delete from inbox_seen where name = ?', [basename(path)]);
 }
 
 /** Whether the path still leads to the file that was looked at. */

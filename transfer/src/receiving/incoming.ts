@@ -2,52 +2,62 @@ import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { from as copyFrom } from 'pg-copy-streams';
 import { SallyportError, rows, withConnection, type Transaction } from '@sallyport/shared';
-import { readRecords, type IncomingRecord, type StatedRecords } from '../format/records.js';
+import {
+  readRecords,
+  type IncomingRecord,
+  type PlainBody,
+  type StatedRecords,
+} from '../format/records.js';
 
 // No record has these two bytes unquoted, so that COPY needs no escapes where JSON has many.
 const QUOTE = '\u0001';
 const DELIMITER = '\u0002';
 
+/** The opened body of one batch, and what its manifest states of it. */
+export type StagedBody = { batchId: string; plain: PlainBody; stated: StatedRecords };
+
 /**
- * Reads and checks the records of an opened body into the temporary table `incoming` of this
+ * Reads and checks the records of opened bodies into the temporary table `incoming` of this
  * transaction, from which the apply functions work. Memory stays flat whatever the size.
  * @throws SallyportError as {@link readRecords} does, and DUPLICATE_ID_CONFLICT when one record comes
  * twice with different content; the same content twice is kept once.
  */
-export async function stageRecords(
-  tx: Transaction,
-  path: string,
-  stated: StatedRecords,
-): Promise<void> {
+export async function stageRecords(tx: Transaction, bodies: StagedBody[]): Promise<void> {
   // Made once for each connection, emptied with each transaction.
   await tx.raw(
     `create temporary table if not exists incoming (
        line integer not null, t text not null, id uuid not null, v integer not null,
-       at timestamptz not null, d jsonb not null, text text, code text, detail text
+       at timestamptz not null, d jsonb not null, text text, code text, detail text,
+       batch_id uuid not null
      ) on commit delete rows`,
   );
   await withConnection(tx, async (connection) => {
     const copy = connection.query(
       copyFrom(
-        `copy incoming (line, t, id, v, at, d, text, code, detail)
+        `copy incoming (line, t, id, v, at, d, text, code, detail, batch_id)
          from stdin (format csv, quote e'\\x01', delimiter e'\\x02')`,
       ),
     );
-    await pipeline(Readable.from(encode(readRecords(path, stated))), copy);
+    await pipeline(Readable.from(encode(bodies)), copy);
   });
   await refuseConflicts(tx);
 }
 
-async function* encode(groups: AsyncIterable<IncomingRecord[]>): AsyncGenerator<Buffer> {
-  for await (const group of groups) {
-    let lines = '';
-    for (const { line, t, id, v, at, d, text, bad } of group) {
-      const values = [String(line), t, id, String(v), at, JSON.stringify(d)];
-      lines += `${values.join(DELIMITER)}${DELIMITER}${quote(text)}${DELIMITER}`;
-      lines += `${quote(bad?.code ?? null)}${DELIMITER}${quote(bad?.detail ?? null)}\n`;
-    }
-    yield Buffer.from(lines);
+async function* encode(bodies: StagedBody[]): AsyncGenerator<Buffer> {
+  for (const { batchId, plain, stated } of bodies) {
+    for await (const group of readRecords(plain, stated)) yield encodeGroup(group, batchId);
   }
+}
+
+function encodeGroup(group: IncomingRecord[], batchId: string): Buffer {
+  let lines = '';
+  for (const { line, t, id, v, at, d, text, bad } of group) {
+    const values = [String(line), t, id, String(v), at, JSON.stringify(d)];
+    lines += `${values.join(DELIMITER)}${DELIMITER}${quote(text)}${DELIMITER}`;
+    lines += `${quote(bad?.code ?? null)}${DELIMITER}${quote(bad?.detail ?? null)}`;
+    lines += `${DELIMITER}${batchId}\n`;
+  }
+  return Buffer.from(lines);
 }
 
 /** Nothing between two delimiters is null; what is quoted is taken as it is. */
@@ -74,8 +84,8 @@ async function refuseConflicts(tx: Transaction): Promise<void> {
     );
   }
   await tx.raw(
-    `delete from incoming where line not in (
-       select min(line) from incoming group by t, id, ${VERSION})`,
+    `delete from incoming where ctid not in (
+       select min(ctid) from incoming group by t, id, ${VERSION})`,
   );
 }
 

@@ -23,7 +23,7 @@ import {
 import { findLink } from '../keys/links.js';
 import type { Manifest } from '../format/manifest.js';
 import type { Node } from '../node.js';
-import { type Decision, decide, readCursor, readNeighbours } from './sequence.js';
+import { type Decision, decide, readPlace } from './sequence.js';
 
 /** Why a file was refused; never any byte of its body. */
 export type QuarantineReport = {
@@ -423,10 +423,9 @@ async function askSequence(db: Database, report: QuarantineReport): Promise<stri
   if (!link || !stream || !epoch || seq === null || !batch || !prev) return null;
   if (!kind || !types) return null;
   const numbered = { stream, epoch, seq, prev, kind, types };
-  const cursor = await readCursor(db, link.link, stream, { lock: false });
+  const { cursor, neighboursOf } = await readPlace(db, link.link, numbered, { lock: false });
   try {
-    const neighbours = await readNeighbours(db, link.link, numbered);
-    const decision = decide(numbered, batch, cursor, neighbours);
+    const decision = decide(numbered, batch, cursor, neighboursOf(seq));
     if (decision === 'duplicate' || !NEVER_CODES.includes(report.code)) return SAYS[decision];
     return 'Its number is open, but these bytes can never pass: bring the file again from the sender.';
   } catch (error) {

@@ -1,7 +1,7 @@
 import {
   STREAMS,
   SallyportError,
-  rows,
+  preparedRows,
   type BatchCode,
   type Database,
   type StreamName,
@@ -105,51 +105,81 @@ export function decide(
   return 'apply';
 }
 
-/** Reads a stream's cursor, with its row locked when told to. */
-export async function readCursor(
-  db: Database,
-  link: string,
-  stream: StreamName,
-  { lock }: { lock: boolean },
-): Promise<Cursor> {
-  const [cursor] = await rows<Omit<Cursor, 'newest'>>(
-    db,
-    `select s.epoch, s.contiguous, s.contiguous_digest as digest, s.frozen_code as "frozenCode",
-       s.jump_allowed_to as "jumpAllowedTo", l.far_epoch_allowed as "epochAllowed",
-       l.adopted_kid as "adoptedKid"
-     from inbound_streams s join links l on l.link = s.link
-     where s.link = ? and s.stream = ? ${lock ? 'for update of s' : ''}`,
-    [link, stream],
-  );
-  if (!cursor) throw new Error(`no cursor for ${stream} of link ${link}`);
-  const [seen] = await rows<{ newest: number | null }>(
-    db,
-    'select max(seq) as newest from inbound_batches where link = ? and stream = ? and epoch = ?',
-    [link, stream, cursor.epoch],
-  );
-  return { ...cursor, newest: seen?.newest ?? 0 };
-}
+/** A stream's cursor, and what is known of some numbers and their neighbours. */
+export type Place = { cursor: Cursor; neighboursOf(seq: number): Neighbours };
 
-/** Reads what is known around a number. */
-export async function readNeighbours(
+/**
+ * Reads the place of a batch, or of `count` numbers from its own on; with `lock` the cursor's row is
+ * locked first, so that what is read stays true.
+ */
+export async function readPlace(
   db: Database,
   link: string,
-  batch: Numbered,
-): Promise<Neighbours> {
-  const found = await rows<{ seq: number; digest: string; prev: string | null; state: string }>(
-    db,
-    `select seq, digest, prev, state from inbound_batches
-     where link = ? and stream = ? and epoch = ? and seq between ? and ?`,
-    [link, batch.stream, batch.epoch, batch.seq - 1, batch.seq + 1],
-  );
-  const at = (seq: number) => found.find((row) => row.seq === seq);
-  const known = at(batch.seq);
+  { stream, epoch, seq }: Pick<Numbered, 'stream' | 'epoch' | 'seq'>,
+  { lock, count = 1 }: { lock: boolean; count?: number },
+): Promise<Place> {
+  // A statement of its own: another one sees what was committed while this one waited.
+  if (lock) await preparedRows(db, LOCK_CURSOR, { link, stream });
+  const range = { first: seq - 1, last: seq + count };
+  const [found] = await preparedRows<
+    Cursor & { around: { seq: number; digest: string; prev: string | null; state: string }[] }
+  >(db, READ_PLACE, { link, stream, epoch, ...range });
+  if (!found) throw new Error(`no cursor for ${stream} of link ${link}`);
+  const { around, ...cursor } = found;
+  const bySeq = new Map(around.map((row) => [row.seq, row]));
   return {
-    known: known && { digest: known.digest, state: known.state },
-    before: at(batch.seq - 1)?.digest,
-    after: at(batch.seq + 1)?.prev ?? undefined,
+    cursor,
+    neighboursOf(number) {
+      const known = bySeq.get(number);
+      return {
+        known: known && { digest: known.digest, state: known.state },
+        before: bySeq.get(number - 1)?.digest,
+        after: bySeq.get(number + 1)?.prev ?? undefined,
+      };
+    },
   };
 }
+
+/**
+ * What is to be done with batches whose numbers follow each other, each as if the ones before it had
+ * been applied; see {@link decide}.
+ */
+export function decideRun(
+  batches: readonly (Numbered & { digest: string })[],
+  { cursor, neighboursOf }: Place,
+): Decision[] {
+  let { contiguous, digest, newest } = cursor;
+  let before: string | undefined;
+  return batches.map((batch) => {
+    const neighbours = neighboursOf(batch.seq);
+    const now = { ...cursor, contiguous, digest, newest };
+    const decision = decide(batch, batch.digest, now, {
+      ...neighbours,
+      before: before ?? neighbours.before,
+    });
+    if (batch.seq === contiguous + 1) [contiguous, digest] = [batch.seq, batch.digest];
+    newest = Math.max(newest, batch.seq);
+    before = batch.digest;
+    return decision;
+  });
+}
+
+const LOCK_CURSOR =
+  'select 1 from inbound_streams where link = :link and stream = :stream for update';
+
+const READ_PLACE = `
+select s.epoch, s.contiguous, s.contiguous_digest as digest, s.frozen_code as "frozenCode",
+  s.jump_allowed_to as "jumpAllowedTo", l.far_epoch_allowed as "epochAllowed",
+  l.adopted_kid as "adoptedKid",
+  coalesce((select max(seq) from inbound_batches b
+            where b.link = s.link and b.stream = s.stream and b.epoch = s.epoch), 0) as newest,
+  coalesce((select json_agg(json_build_object(
+              'seq', seq, 'digest', digest, 'prev', prev, 'state', state))
+            from inbound_batches b
+            where b.link = s.link and b.stream = s.stream and b.epoch = :epoch
+              and b.seq between :first and :last), '[]') as around
+from inbound_streams s join links l on l.link = s.link
+where s.link = :link and s.stream = :stream`;
 
 /**
  * Moves the cursor over every number that is closed without a hole before it. A content refusal
@@ -164,27 +194,31 @@ export async function advanceCursor(
     STREAMS[stream].order === 'ordered'
       ? ['applied', 'withdrawn']
       : ['applied', 'withdrawn', 'rejected'];
-  // In a run without holes the number minus its rank stays the cursor.
-  await tx.raw(
-    `update inbound_streams s set contiguous = run.seq, contiguous_digest = run.digest
-     from (
-       select c.contiguous, b.seq, b.digest,
-              b.seq - row_number() over (order by b.seq) as hole
-       from inbound_streams c
-       join inbound_batches b
-         on b.link = c.link and b.stream = c.stream and b.epoch = c.epoch and b.seq > c.contiguous
-       where c.link = :link and c.stream = :stream and b.state = any(:closed)
-       order by b.seq
-     ) run
-     where s.link = :link and s.stream = :stream and run.hole = run.contiguous
-       and not exists (
-         select 1 from inbound_batches n
-         where n.link = s.link and n.stream = s.stream and n.epoch = s.epoch
-           and n.seq = run.seq + 1 and n.state = any(:closed)
-       )`,
-    { link, stream, closed },
-  );
+  await preparedRows(tx, ADVANCE_CURSOR, { link, stream, closed });
 }
+
+// In a run without holes the number minus its rank stays the cursor. What lies beyond a hole is not
+// looked at.
+const ADVANCE_CURSOR = `
+update inbound_streams s set contiguous = run.seq, contiguous_digest = run.digest
+from (
+  select seq, digest
+  from (
+    select c.contiguous, b.seq, b.digest, b.seq - row_number() over (order by b.seq) as hole
+    from inbound_streams c
+    join inbound_batches b
+      on b.link = c.link and b.stream = c.stream and b.epoch = c.epoch and b.seq > c.contiguous
+    where c.link = :link and c.stream = :stream and b.state = any(:closed)
+      and exists (
+        select 1 from inbound_batches n
+        where n.link = c.link and n.stream = c.stream and n.epoch = c.epoch
+          and n.seq = c.contiguous + 1 and n.state = any(:closed))
+  ) beyond
+  where hole = contiguous
+  order by seq desc
+  limit 1
+) run
+where s.link = :link and s.stream = :stream`;
 
 /**
  * Starts every stream of the far side again, at number 1 of its new epoch: what waited of the epochs

@@ -49,15 +49,14 @@ export async function sendForgotten(
   const wanted = forgotten.filter(
     ({ stream }) => stream !== 'control' && STREAMS[stream].order === 'independent',
   );
+  if (wanted.length === 0) return;
   for (const lost of wanted) await requeueRecords(tx, node, lost, now);
   await tx.raw(
     `update outbound_batches set state = 'withdrawn', far_code = 'OLD_EPOCH', closed_at = ?,
        version = version + 1 where id = any(?)`,
     [now, wanted.map(({ id }) => id)],
   );
-  if (wanted.length > 0) {
-    node.log.warn({ batches: wanted.length }, 'sent again what the far side has forgotten');
-  }
+  node.log.warn({ batches: wanted.length }, 'sent again what the far side has forgotten');
 }
 
 /**

@@ -17,7 +17,7 @@ import type { Node } from '../node.js';
 import { areTwoPeople } from '../custody/people.js';
 import { sendRecords } from './outbox.js';
 import { oweSnapshot, requeueRecords } from './refusals.js';
-import { MAX_JUMP, advanceCursor, readCursor } from '../receiving/sequence.js';
+import { MAX_JUMP, advanceCursor, readPlace } from '../receiving/sequence.js';
 
 /** A sealed number of ours. */
 export type NumberKey = { stream: StreamName; epoch: number; seq: number };
@@ -143,18 +143,12 @@ async function closeWithdrawn(
   if (!areTwoPeople(by[0] ?? '', by[1] ?? '')) {
     return audit('link.alarm', { code: 'SCHEMA', sentence: 'Not two people have withdrawn it.' });
   }
-  const cursor = await readCursor(tx, link, stream, { lock: true });
-  if (seq > Math.max(cursor.contiguous, cursor.newest) + MAX_JUMP) {
+  const place = await readPlace(tx, link, { stream, epoch, seq }, { lock: true });
+  const { contiguous, newest } = place.cursor;
+  if (seq > Math.max(contiguous, newest) + MAX_JUMP) {
     return audit('link.alarm', { code: 'WAIT_APPROVAL', sentence: 'It lies too far ahead.' });
   }
-  const near = await rows<{ seq: number; digest: string; prev: string | null; state: string }>(
-    tx,
-    `select seq, digest, prev, state from inbound_batches
-     where link = ? and stream = ? and epoch = ? and seq between ? and ?`,
-    [link, stream, epoch, seq, seq + 1],
-  );
-  const known = near.find((row) => row.seq === seq);
-  const after = near.find((row) => row.seq === seq + 1)?.prev ?? digest;
+  const { known, after = digest } = place.neighboursOf(seq);
   const code: BatchCode | undefined =
     known && known.digest !== digest ? 'SEQ_FORK' : after === digest ? undefined : 'CHAIN_BREAK';
   if (code) {
@@ -162,7 +156,7 @@ async function closeWithdrawn(
     return audit('link.alarm', { code, sentence: 'A withdrawal contradicts what is here.' });
   }
   // What is here and only waits is applied in its turn.
-  if (known ? known.state !== 'rejected' : seq <= cursor.contiguous) return;
+  if (known ? known.state !== 'rejected' : seq <= contiguous) return;
   await tx.raw(CLOSE_WITHDRAWN, { ...withdrawal, id: newId(), link, now });
   await advanceCursor(tx, link, stream);
   await audit('batch.withdrawn', { by });
