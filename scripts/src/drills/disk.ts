@@ -1,9 +1,9 @@
-import { copyFileSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { comeToRest, goRound, judge } from './rest.js';
 import type { Fault, FaultCode } from './life.js';
 import { randomFrom, type Random } from './random.js';
-import type { DrillStream, Side, Step, StepReport } from './steps.js';
+import { MEDIUM, type DrillStream, type Side, type Step, type StepReport } from './steps.js';
 import {
   balance,
   carry,
@@ -13,6 +13,7 @@ import {
   makeWorld,
   pass,
   SAFE,
+  seeOutbox,
   settle,
   startProcess,
   type World,
@@ -32,6 +33,8 @@ type Scenario = {
   name: string;
   prepare(stage: Stage): Promise<void>;
   step: Step;
+  /** How it crosses after the fault; by the folders unless set. */
+  again?: readonly Step[];
   /** What the sender sends; both sides of it are gone over again after the fault. */
   stream: DrillStream;
 };
@@ -126,7 +129,7 @@ async function tryEach(
     } else await child.arm(null);
     const told = isDeath(ended) ? undefined : untold(ended);
     const wrong = world.wrong.length;
-    await goAgain(stage, scenario.stream);
+    await goAgain(stage, scenario);
     const { lost, doubled, foreign } = await balance(world);
     const left = lost.length + doubled.length + foreign.length + world.wrong.length - wrong;
     if (told || left > 0) {
@@ -154,8 +157,14 @@ function emptyOutboxes({ pair }: World): void {
 }
 
 /** The same work once more without a fault, and the crossing that follows. */
-async function goAgain(stage: Stage, stream: DrillStream): Promise<void> {
+async function goAgain(stage: Stage, { stream, again }: Scenario): Promise<void> {
   const { world, child, random } = stage;
+  if (again) {
+    pass(world, 1);
+    seeOutbox(world, 'red');
+    for (const step of again) judge(world, await child.step(step, world.now));
+    return;
+  }
   const [from, to] =
     stream === 'settings' ? (['blue', 'red'] as const) : (['red', 'blue'] as const);
   pass(world, 1);
@@ -231,6 +240,19 @@ async function carrySecondSetting(stage: Stage): Promise<void> {
   }
 }
 
+/** A new medium in the place of the one before. */
+function plugIn({ world }: Stage): void {
+  const root = join(world.place.red.root, MEDIUM);
+  rmSync(root, { recursive: true, force: true });
+  mkdirSync(root);
+}
+
+const BY_MEDIUM: readonly Step[] = [
+  { do: 'write-medium' },
+  { do: 'read-medium' },
+  { do: 'import', side: 'blue', twice: false },
+];
+
 const SCENARIOS: readonly Scenario[] = [
   {
     name: 'export of requests',
@@ -292,5 +314,28 @@ const SCENARIOS: readonly Scenario[] = [
       pass(stage.world, 26 * 60);
     },
     step: { do: 'tidy', side: 'red' },
+  },
+  {
+    name: 'write to a medium',
+    stream: 'requests',
+    async prepare(stage) {
+      plugIn(stage);
+      await send(stage, 'red', 'requests');
+      await exportOf(stage, 'red', 'requests');
+    },
+    step: { do: 'write-medium' },
+    again: BY_MEDIUM,
+  },
+  {
+    name: 'read from a medium',
+    stream: 'requests',
+    async prepare(stage) {
+      plugIn(stage);
+      await send(stage, 'red', 'requests');
+      await exportOf(stage, 'red', 'requests');
+      await stage.child.step({ do: 'write-medium' }, stage.world.now);
+    },
+    step: { do: 'read-medium' },
+    again: BY_MEDIUM,
   },
 ];

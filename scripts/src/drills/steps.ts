@@ -2,6 +2,9 @@ import type { Death, Fault } from './life.js';
 
 export type Side = 'red' | 'blue';
 
+/** The folder that stands for a medium, beside red's outbox. */
+export const MEDIUM = 'medium';
+
 /** Where a world lies; red is the request network, blue the response network. */
 export type WorldPlace = Record<Side, { root: string; url: string }>;
 
@@ -11,6 +14,9 @@ export type Step =
   | { do: 'export'; side: Side; stream: DrillStream | 'control'; twice: boolean }
   | { do: 'import'; side: Side; twice: boolean }
   | { do: 'snapshot' }
+  /** Between red's outbox and blue's inbox. */
+  | { do: 'write-medium' }
+  | { do: 'read-medium' }
   | { do: 'tidy'; side: Side };
 
 export type DrillStream = 'requests' | 'requests.urgent' | 'results' | 'settings';

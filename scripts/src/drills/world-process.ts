@@ -1,4 +1,5 @@
-import { join } from 'node:path';
+import { readFile, readdir } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
 import {
   SallyportError,
   createLog,
@@ -24,9 +25,17 @@ import {
   type Node,
   type OutgoingRecord,
 } from '@sallyport/transfer';
-import { requestRecord, settingRecord } from '@sallyport/transfer/testing';
+import { readMedia, requestRecord, settingRecord, writeMedia } from '@sallyport/transfer/testing';
 import { arm, beginLife, inLife, type Death, type Life } from './life.js';
-import type { Answer, Order, SentRecord, Side, Step, StepReport } from './steps.js';
+import {
+  MEDIUM,
+  type Answer,
+  type Order,
+  type SentRecord,
+  type Side,
+  type Step,
+  type StepReport,
+} from './steps.js';
 
 /**
  * The process that the drills kill: it opens both nodes of a world and does one step after the
@@ -171,10 +180,54 @@ async function run({ nodes, time }: World, step: Step, report: StepReport): Prom
         return all.map(({ id, key, version }) => settingRecord(id, key, version));
       });
       return;
+    case 'write-medium':
+      return writeMedium(nodes.red.node, time.now, report);
+    case 'read-medium':
+      return readMedium(nodes.blue.node, nodes.red.node, time.now, report);
     case 'tidy':
       await tidyOutbox(db, node);
       await pruneStore(db, node);
       await pruneOutbox(db, node);
+  }
+}
+
+/** A folder beside red's outbox stands for the medium; each side has a carrier of its own. */
+const besides = (node: Node, name: string) => join(dirname(node.folders.outbox), name);
+
+async function writeMedium(node: Node, now: Date, report: StepReport): Promise<void> {
+  const root = besides(node, MEDIUM);
+  const { media } = await writeMedia({
+    from: node.folders.outbox,
+    roots: [root],
+    carrier: { name: 'drill', folder: besides(node, 'carrier') },
+    clock: { now: () => now },
+  });
+  for (const { fault, state, files } of media) {
+    if (fault) report.errors.push({ code: fault.code, ours: true, sentence: fault.message });
+    if (state === 'not-safe') continue;
+    const paths = await readdir(root, { recursive: true });
+    for (const { name } of files) {
+      const there = paths.find((path) => basename(path) === name) ?? name;
+      const written = await readFile(join(root, there)).catch(() => Buffer.alloc(0));
+      if (written.equals(await readFile(join(node.folders.outbox, name)))) continue;
+      throw new Error(`${name} was called ${state}, and is wrong`);
+    }
+  }
+}
+
+async function readMedium(node: Node, far: Node, now: Date, report: StepReport): Promise<void> {
+  const { media } = await readMedia({
+    roots: [besides(far, MEDIUM)],
+    into: node.folders.inbox,
+    carrier: { name: 'drill', folder: besides(node, 'carrier') },
+    clock: { now: () => now },
+    clear: true,
+  });
+  for (const { failure, faults } of media) {
+    const told = [failure, ...faults].filter((each) => each !== undefined);
+    report.errors.push(
+      ...told.map(({ code, message }) => ({ code, ours: true, sentence: message })),
+    );
   }
 }
 

@@ -230,6 +230,11 @@ export function carry(world: World, from: Side, random: Random, carriage: Carria
   }
 }
 
+/** Notes all that lies in an outbox and leaves it to others to carry. */
+export function seeOutbox(world: World, side: Side): void {
+  for (const name of batchesIn(world.pair[side].folders.outbox)) see(world, side, name);
+}
+
 /** Notes what lies in an outbox; undefined when its bytes are wrong. */
 function see(world: World, from: Side, name: string): Buffer | undefined {
   const bytes = readFileSync(join(world.pair[from].folders.outbox, name));

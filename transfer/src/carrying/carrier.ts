@@ -2,7 +2,7 @@ import { createPrivateKey, generateKeyPairSync, type KeyObject } from 'node:cryp
 import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { SallyportError } from '@sallyport/shared';
-import { errorCode, writeFileDurably } from '../format/durable-file.js';
+import { diskError, errorCode, writeFileDurably } from '../format/durable-file.js';
 import { thumbprint } from '../keys/keys.js';
 
 /** Who carries, and the folder in which that is remembered. */
@@ -119,7 +119,9 @@ export async function writeState({ folder }: Carrier, name: string, value: unkno
 }
 
 async function makeFolder(folder: string): Promise<void> {
-  await mkdir(folder, { recursive: true, mode: 0o700 });
+  await mkdir(folder, { recursive: true, mode: 0o700 }).catch((error: unknown) => {
+    throw diskError(error, folder);
+  });
 }
 
 function ignoreMissing(error: unknown): undefined {
