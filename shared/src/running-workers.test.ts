@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process';
 import { expect } from 'chai';
 import { Redis } from 'ioredis';
 import pg from 'pg';
+import { retryDeadlock } from './database.js';
 import { SallyportError } from './errors.js';
 import { newId } from './ids.js';
 import { createLog, type Log } from './log.js';
@@ -75,7 +76,8 @@ for (const backend of backends) {
         `select string_agg(format('%I.%I', schemaname, tablename), ', ') as name
            from pg_tables where schemaname = 'bullmq' and tablename <> 'migration'`,
       );
-      await database.db.raw(`truncate ${found.rows[0]?.name}`);
+      // The workers at work may be in the way.
+      await retryDeadlock(() => database.db.raw(`truncate ${found.rows[0]?.name}`));
     };
     const cutConnections = async () => {
       if (backend === 'redis') {

@@ -170,19 +170,20 @@ export async function claimBatch(
 
 /**
  * Reads every byte of a batch whose line 1 has been verified and compares length, line 1 and hash;
- * `onBytes` hears of each piece.
+ * `onBytes` hears of each piece. With `whole`, these bytes are compared.
  * @throws SallyportError NOT_REGULAR_FILE, TRUNCATED, TRAILING_DATA, HASH_MISMATCH.
  */
 export async function verifyBytes(
   path: string,
-  header: VerifiedHeader,
+  header: VerifiedHeader & { whole?: Buffer },
   onBytes: (bytes: number, piece: Buffer) => void = () => undefined,
 ): Promise<void> {
-  const { file } = await openRegular(path);
+  const file = header.whole ? undefined : (await openRegular(path)).file;
   try {
-    await hashBatch(readToEnd(file, header), header, (piece) => onBytes(piece.length, piece));
+    const pieces = file ? readToEnd(file, header) : [header.whole ?? Buffer.alloc(0)];
+    await hashBatch(pieces, header, (piece) => onBytes(piece.length, piece));
   } finally {
-    await file.close();
+    await file?.close();
   }
 }
 

@@ -13,7 +13,6 @@ import {
 } from '@sallyport/shared';
 import { forgetAcks, mergeAck, mergeTail } from './acks.js';
 import { someAtOnce } from './some-at-once.js';
-import { openBody, readBody } from '../format/body.js';
 import type { PlainBody } from '../format/records.js';
 import { removeIfThere } from '../format/durable-file.js';
 import type { Ack } from '../format/manifest.js';
@@ -22,6 +21,7 @@ import { noteCustody, type BatchKey, type CustodyNote } from '../custody/custody
 import { freezeOutbound } from './freezes.js';
 import { stageRecords } from './incoming.js';
 import type { Node } from '../node.js';
+import { openCandidate } from './open-candidate.js';
 import { sendForgotten, settleRefusals } from '../sending/refusals.js';
 import { askSecondOpinion, type Opinion } from './second-opinion.js';
 import { advanceCursor, decideRun, readPlace, restartCursors, type Decision } from './sequence.js';
@@ -48,14 +48,15 @@ export type ImportedBatch = {
 export type Apply = (tx: Transaction, batch: ImportedBatch, now: Date) => Promise<void>;
 export type ApplyTable = Partial<Record<RecordType, Apply>>;
 
-/** Bodies of at most this size, unpacked, are small: of a few dozen requests. */
-export const SMALL_BYTES = 256 * 1024;
-
 /** A verified batch, and the path of the copy of it that is ours. */
 export type ClaimedBatch = { candidate: Candidate; claimed: string };
 
 /** A claimed batch whose body is open, and what the second validator is about to say of it. */
-export type OpenedBatch = ClaimedBatch & { plain: PlainBody; opinion: Promise<Opinion> };
+export type OpenedBatch = ClaimedBatch & {
+  target: string;
+  plain: PlainBody;
+  opinion: Promise<Opinion>;
+};
 
 /**
  * Opens a claimed copy and applies it in one transaction, if the second validator accepts it too.
@@ -82,12 +83,17 @@ export async function openBatches(
 ): Promise<OpenedBatch[]> {
   const opened = batches.map(({ candidate, claimed }): OpenedBatch => {
     // A name of its own: another importer that lost its lock must not write what we read.
-    const plain = join(node.folders.staging, `import-${candidate.digest}.${newId()}.plain`);
+    const target = join(node.folders.staging, `import-${candidate.digest}.${newId()}.plain`);
     // It reads the same copy while we open and stage it; its word counts before the commit.
-    return { candidate, claimed, plain, opinion: askOpinion(node, candidate, claimed) };
+    const opinion = askOpinion(node, candidate, claimed);
+    return { candidate, claimed, target, plain: target, opinion };
   });
   try {
-    await someAtOnce(opened, (batch) => openPlain(node, batch));
+    await someAtOnce(opened, async (batch) => {
+      const { ageIdentities } = node.keys;
+      const options = { path: batch.claimed, ageIdentities, target: batch.target };
+      batch.plain = await openCandidate(batch.candidate, options);
+    });
     return opened;
   } catch (error) {
     await closeBatches(opened);
@@ -122,22 +128,6 @@ export async function applyOpened(
     for (const { candidate, opinion } of opened) requireAgreement(node, candidate, await opinion);
     return true;
   });
-}
-
-/** A small body stays in memory; files cost more than opening it. */
-async function openPlain(node: Node, batch: OpenedBatch): Promise<void> {
-  const { header, manifest } = batch.candidate;
-  const offset = header.line.length + 1;
-  const { ageIdentities } = node.keys;
-  if (manifest.body.rawBytes <= SMALL_BYTES) {
-    const { claimed: path } = batch;
-    // They are the bytes that were claimed.
-    const bytes = header.whole?.subarray(offset);
-    batch.plain = await readBody({ path, offset, body: manifest.body, ageIdentities, bytes });
-  } else if (typeof batch.plain === 'string') {
-    const options = { ageIdentities, target: batch.plain };
-    await openBody(batch.claimed, offset, manifest.body, options);
-  }
 }
 
 function askOpinion(

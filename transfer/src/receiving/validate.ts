@@ -2,7 +2,6 @@ import { randomBytes } from 'node:crypto';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { verifyBytes } from '../format/batch-file.js';
-import { openBody } from '../format/body.js';
 import {
   readCandidate,
   requireComplete,
@@ -13,6 +12,7 @@ import {
 } from './candidate.js';
 import type { FarKey, Link } from '../keys/links.js';
 import type { Node } from '../node.js';
+import { SMALL_BYTES, openCandidate } from './open-candidate.js';
 import { readRecords } from '../format/records.js';
 
 /** What {@link validateBatch} needs of a node; the opened body is staged in `folders.staging`. */
@@ -41,21 +41,19 @@ export async function validateBatch(
   requireValidKey(keys.get(kid) as FarKey, manifest);
   requireInTime(node, manifest);
   requireComplete(candidate);
-  await verifyBytes(path, { line: header.line, manifest });
-  const plain = join(node.folders.staging, `validate-${randomBytes(8).toString('hex')}.plain`);
+  await verifyBytes(path, { ...header, manifest });
+  const target = join(node.folders.staging, `validate-${randomBytes(8).toString('hex')}.plain`);
   let records = 0;
   let bad = 0;
   try {
-    await openBody(path, header.line.length + 1, manifest.body, {
-      ageIdentities: node.keys.ageIdentities,
-      target: plain,
-    });
+    const { ageIdentities } = node.keys;
+    const plain = await openCandidate(candidate, { path, ageIdentities, target });
     for await (const group of readRecords(plain, manifest)) {
       records += group.length;
       for (const record of group) if (record.bad) bad += 1;
     }
   } finally {
-    await rm(plain, { force: true });
+    if (manifest.body.rawBytes > SMALL_BYTES) await rm(target, { force: true });
   }
   return { candidate, records, bad };
 }
