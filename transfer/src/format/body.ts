@@ -21,6 +21,8 @@ const PIECE_BYTES = 256 * 1024;
 const AGE_HEADER_BYTES = 64 * 1024;
 /** What stands before the 32 bytes of an X25519 key in PKCS #8 (RFC 8410). */
 const X25519_PKCS8 = Buffer.from('302e020100300506032b656e04220420', 'hex');
+/** The least that zlib takes. */
+const MIN_CHUNK_BYTES = 64;
 const GZIP_HEADER_BYTES = 10;
 const GZIP_TRAILER_BYTES = 8;
 
@@ -95,7 +97,7 @@ function unpack(
 ): AsyncGenerator<Uint8Array> {
   let pieces = exactly(bytes, body.bytes);
   if (body.crypt === 'age') pieces = decrypt(pieces, ageIdentities);
-  if (body.enc === 'gzip') pieces = inflate(pieces);
+  if (body.enc === 'gzip') pieces = inflate(pieces, body.rawBytes);
   return capped(pieces, body.rawBytes);
 }
 
@@ -207,7 +209,6 @@ async function importIdentity(identity: string): Promise<webcrypto.CryptoKey> {
   if (known) return known;
   if (imported.size >= MAX_IMPORTED) imported.clear();
   const { bytes } = bech32.decodeToBytes(identity);
-
   const key = crypto.subtle.importKey(
     'pkcs8',
     Buffer.concat([X25519_PKCS8, bytes]),
@@ -242,8 +243,12 @@ async function* withAgeHeader(pieces: AsyncGenerator<Uint8Array>): AsyncGenerato
  * Inflates exactly one gzip member. Not by a gunzip stream: that joins further members silently and
  * passes over zeros after the end. The last 8 bytes are the trailer, all before must be consumed.
  */
-async function* inflate(pieces: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  const engine = createInflateRaw({ chunkSize: PIECE_BYTES });
+async function* inflate(
+  pieces: AsyncIterable<Uint8Array>,
+  rawBytes: number,
+): AsyncGenerator<Uint8Array> {
+  const chunkSize = Math.min(PIECE_BYTES, Math.max(MIN_CHUNK_BYTES, rawBytes + 1));
+  const engine = createInflateRaw({ chunkSize });
   const closed = new Promise<void>((resolve) => engine.once('close', resolve));
   const feeding = feed(engine, gather(pieces), closed);
   // A failed feed ends the engine with the same error; it is thrown below.

@@ -404,8 +404,16 @@ function base64Url(value: unknown, name: string): Buffer {
   return bytes;
 }
 
+const publicKeys = new WeakMap<Card, KeyObject>();
+
+/** The same object for the same card: jose keeps what it makes of it. */
 function publicKey(card: Card): KeyObject {
-  return createPublicKey({ key: { kty: 'OKP', crv: 'Ed25519', x: card.sign }, format: 'jwk' });
+  const known = publicKeys.get(card);
+  if (known) return known;
+  const jwk = { kty: 'OKP', crv: 'Ed25519', x: card.sign };
+  const key = createPublicKey({ key: jwk, format: 'jwk' });
+  publicKeys.set(card, key);
+  return key;
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {
