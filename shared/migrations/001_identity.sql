@@ -49,13 +49,14 @@ create table datasets (
   id uuid primary key,
   version integer not null,
   epoch integer not null,
-  name text not null unique,
+  name text not null,
   title text not null,
   description text not null,
   time_field text,
   fields jsonb not null,
   disabled boolean not null,
-  updated_at timestamptz not null
+  updated_at timestamptz not null,
+  constraint datasets_name unique (name) deferrable initially deferred
 );
 
 create table settings (

@@ -44,7 +44,7 @@ export async function storeDatasets(
 
 /**
  * Applies the `dataset` records in `incoming`: the greatest version of each wins; a snapshot
- * disables those it does not name.
+ * disables those it does not name, and takes the name from one that it gives to another.
  */
 export async function applyDatasets(
   tx: Transaction,
@@ -55,9 +55,15 @@ export async function applyDatasets(
   if (batch.kind !== 'snapshot') return;
   await rows(
     tx,
-    `update datasets s set disabled = true, updated_at = ?
-     where not s.disabled
-       and not exists (select 1 from incoming i where i.t = 'dataset' and i.id = s.id)`,
+    `update datasets s set disabled = true, updated_at = ?,
+       name = case when named.again then s.name || '~' || s.id else s.name end
+     from (
+       select o.id, exists (
+         select 1 from incoming i where i.t = 'dataset' and i.d->>'name' = o.name) as again
+       from datasets o
+       where not exists (select 1 from incoming i where i.t = 'dataset' and i.id = o.id)
+     ) named
+     where named.id = s.id and (named.again or not s.disabled)`,
     [now],
   );
 }

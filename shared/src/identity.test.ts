@@ -74,6 +74,15 @@ describe('identity and datasets', () => {
       expect(await findUser(test.db, user.id)).to.include({ display_name: 'Léa', disabled: true });
     });
 
+    it('takes the login from one that a snapshot does not name when it gives it to another', async () => {
+      const [before, anew] = [userOf('renata'), userOf('renata')];
+      await apply([{ ...before, disabled: true }]);
+      await apply([anew], SNAPSHOT);
+      expect((await findUserByLogin(test.db, 'renata'))?.id).to.equal(anew.id);
+      const old = await findUser(test.db, before.id);
+      expect(old).to.include({ login: `renata~${before.id}`, disabled: true });
+    });
+
     it('disables those that a snapshot does not name', async () => {
       const [kept, gone] = [userOf('kept'), userOf('gone')];
       await apply([kept, gone]);
@@ -183,6 +192,9 @@ describe('identity and datasets', () => {
       );
       const names = (await listProfileTypes(test.db)).map(({ name }) => name);
       expect(names).to.deep.equal(['one', 'three']);
+      const anew = profileTypeOf('one');
+      await apply([anew], SNAPSHOT);
+      expect((await findProfileTypeByName(test.db, 'one'))?.id).to.equal(anew.id);
     });
   });
 
@@ -205,6 +217,9 @@ describe('identity and datasets', () => {
         false,
         false,
       ]);
+      const anew = datasetOf('claims');
+      await apply([anew], SNAPSHOT);
+      expect((await findDataset(test.db, 'claims'))?.id).to.equal(anew.id);
     });
   });
 });

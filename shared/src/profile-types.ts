@@ -55,7 +55,7 @@ export async function storeProfileTypes(
 
 /**
  * Applies the `profile_type` records in `incoming`: the greatest version of each wins; a snapshot
- * disables those it does not name.
+ * disables those it does not name, and takes the name from one that it gives to another.
  */
 export async function applyProfileTypes(
   tx: Transaction,
@@ -66,9 +66,15 @@ export async function applyProfileTypes(
   if (batch.kind !== 'snapshot') return;
   await rows(
     tx,
-    `update profile_types p set disabled = true, updated_at = ?
-     where not p.disabled
-       and not exists (select 1 from incoming i where i.t = 'profile_type' and i.id = p.id)`,
+    `update profile_types p set disabled = true, updated_at = ?,
+       name = case when named.again then p.name || '~' || p.id else p.name end
+     from (
+       select o.id, exists (
+         select 1 from incoming i where i.t = 'profile_type' and i.d->>'name' = o.name) as again
+       from profile_types o
+       where not exists (select 1 from incoming i where i.t = 'profile_type' and i.id = o.id)
+     ) named
+     where named.id = p.id and (named.again or not p.disabled)`,
     [now],
   );
 }

@@ -68,7 +68,8 @@ export async function storeUsers(tx: Transaction, users: User[], now: Date): Pro
 
 /**
  * Applies the `user` records in `incoming`: the greatest version of each wins, but a user's own
- * newer profile stays; a snapshot disables those it does not name.
+ * newer profile stays; a snapshot disables those it does not name, and takes the login from one that
+ * it gives to another: after a restore the same person may have been made anew.
  */
 export async function applyUsers(
   tx: Transaction,
@@ -79,9 +80,15 @@ export async function applyUsers(
   if (batch.kind !== 'snapshot') return;
   await rows(
     tx,
-    `update users u set disabled = true, updated_at = ?
-     where not u.disabled
-       and not exists (select 1 from incoming i where i.t = 'user' and i.id = u.id)`,
+    `update users u set disabled = true, updated_at = ?,
+       login = case when named.again then u.login || '~' || u.id else u.login end
+     from (
+       select o.id, exists (
+         select 1 from incoming i where i.t = 'user' and i.d->>'login' = o.login) as again
+       from users o
+       where not exists (select 1 from incoming i where i.t = 'user' and i.id = o.id)
+     ) named
+     where named.id = u.id and (named.again or not u.disabled)`,
     [now],
   );
 }
