@@ -17,7 +17,7 @@ const nullable = <T extends TSchema>(schema: T) => Type.Union([schema, Type.Null
 const oneOf = <T extends string>(...values: readonly T[]) =>
   Type.Unsafe<T>({ type: 'string', enum: values });
 
-/** What a request can be said to be, its batch's word included (spec: http-api). */
+/** What a request can be said to be, its batch's word included (docs/reference/http.md). */
 export const REQUEST_STATUSES = [
   'submitted',
   'batched',
@@ -55,7 +55,7 @@ export type Submission = Static<typeof SubmissionSchema>;
 const EtaSchema = object({ p50: Timestamp, p90: Timestamp });
 export type Eta = Static<typeof EtaSchema>;
 
-/** A request as its user sees it (spec: http-api, "Life of a request"). */
+/** A request as its user sees it (docs/reference/http.md). */
 export const RequestViewSchema = object({
   id: Uuid,
   status: oneOf(...REQUEST_STATUSES),

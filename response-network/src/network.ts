@@ -49,7 +49,7 @@ export const migrations = [
   fileURLToPath(new URL('../migrations/', import.meta.url)),
 ];
 
-/** What each record that arrives does (spec: batch-format, "Streams and records"). */
+/** What each record that arrives does. */
 export const applies: ApplyTable = {
   request: applyRequests,
   'request.cancel': applyCancellations,

@@ -42,7 +42,7 @@ export type Command = {
 /** Commands by their first words: `serve`, `user create`. */
 export type Commands = Readonly<Record<string, Command>>;
 
-/** Exit codes of every tool (spec: console-and-tools). */
+/** Exit codes of every tool (docs/reference/commands.md). */
 export const EXIT = {
   ok: 0,
   usage: 2,

@@ -1,4 +1,4 @@
-/** HTTP status and title of every code an API answers with (RFC 9457, spec: http-api). */
+/** HTTP status and title of every code an API answers with (RFC 9457). */
 const HTTP_CODES = {
   'malformed-json': [400, 'The body is not valid JSON'],
   'duplicate-key': [400, 'A key appears twice in one object'],

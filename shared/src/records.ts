@@ -2,7 +2,7 @@ import { Type, type Static, type TObject, type TSchema } from 'typebox';
 import { v5 } from 'uuid';
 
 /**
- * The shape of everything that crosses the gap (spec: batch-format, "Streams and records"). One
+ * The shape of everything that crosses the gap. One
  * schema per record type, checked when a record is sent and again when it is read. A change here is
  * a change of the format: raise the type's `v`, and upgrade readers before writers.
  */
@@ -350,7 +350,7 @@ const stream = (rule: StreamRule): StreamRule => rule;
 const ACCOUNT = { expires: false, alwaysEncrypted: true, badRecord: 'refuses-batch' } as const;
 const WORK = { order: 'independent', expires: true, alwaysEncrypted: false } as const;
 
-/** Every stream, who sends it, and how it is applied (spec: batch-format). */
+/** Every stream, who sends it, and how it is applied. */
 export const STREAMS: Readonly<Record<StreamName, StreamRule>> = {
   control: stream({
     from: NETWORKS,

@@ -118,7 +118,7 @@ function isGeneration(value: unknown): value is number {
   return Number.isInteger(value) && Number(value) > 0 && Number(value) <= 2_147_483_647;
 }
 
-/** The one answer to whoever cannot prove who they are, whatever the reason (spec: http-api). */
+/** The one answer to whoever cannot prove who they are, whatever the reason. */
 export function unauthenticated(cause?: unknown): SallyportError {
   return new SallyportError('unauthenticated', 'The credentials are missing or not valid.', {
     cause,

@@ -143,7 +143,7 @@ function cryptSettings(): [CryptKey, SettingSpec][] {
   ]);
 }
 
-/** Every setting there is (spec: http-api, "Settings"). */
+/** Every setting there is. */
 export const SETTINGS = Object.freeze({
   ...GENERAL,
   ...Object.fromEntries([...scheduleSettings(), ...cryptSettings()]),

@@ -72,7 +72,7 @@ export type AggRow = {
   readonly values?: readonly string[];
 };
 
-/** The allow-list and its limits (spec: query-policy); plain data, so that it can travel. */
+/** The allow-list and its limits; plain data, so that it can travel. */
 export type PolicyTable = {
   readonly version: number;
   readonly tiers: Readonly<Record<Tier, TierLimits>>;

@@ -31,7 +31,7 @@ export type BatchRow = {
   created_at: Date;
 };
 
-/** How far a batch has come, and since when; null while it has not (spec: batch-format). */
+/** How far a batch has come, and since when; null while it has not. */
 export type BatchLevel = { level: 'SEALED' | 'HANDED_OVER' | 'APPLIED'; at: Date | null };
 
 export type BatchDetails = BatchRow & {

@@ -19,7 +19,7 @@ import {
 } from '@sallyport/shared';
 import { type Card, type NodeKeys, NodeName } from '../keys/keys.js';
 
-/** The largest values that pass (spec: batch-format, "Limits"). */
+/** The largest values that pass (docs/reference/batch-format.md). */
 export const BATCH_LIMITS = {
   headerBytes: 64 * 1024,
   fileBytes: Math.floor(3.9 * 1024 ** 3),
@@ -81,7 +81,7 @@ export type Ack = Static<typeof AckSchema>;
 export const TailSchema = perStream(object({ epoch: Epoch, seq: Counter, digest: Sha256 }));
 export type Tail = Static<typeof TailSchema>;
 
-/** What line 1 of a batch says and signs (spec: batch-format, "File"). */
+/** What line 1 of a batch says and signs (docs/reference/batch-format.md). */
 export const ManifestSchema = object({
   fmt: Type.Literal('sallyport-batch'),
   v: Type.Literal(1),

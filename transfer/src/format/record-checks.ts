@@ -9,7 +9,7 @@ import {
 } from '@sallyport/shared';
 import { BATCH_LIMITS } from './manifest.js';
 
-/** Bounds of one line of a batch (spec: batch-format, "Limits"). */
+/** Bounds of one line of a batch (docs/reference/batch-format.md). */
 export const MAX_LINE_BYTES = BATCH_LIMITS.lineBytes;
 export const LINE_LIMITS: JsonLimits = {
   depth: 32,

@@ -11,7 +11,7 @@ import { ZERO_DIGEST, type Ack, type Tail } from '../format/manifest.js';
 import { multirange, type Range } from '../format/ranges.js';
 import type { LostBatch } from '../sending/network-rules.js';
 
-/** Most ranges and rejections told of one stream (spec: batch-format, "Acknowledgement"). */
+/** Most ranges and rejections told of one stream. */
 const MAX_RANGES = 200;
 const MAX_REJECTIONS = 50;
 /** What an ack may take of line 1, whose limit is 64 KiB of base64url. */

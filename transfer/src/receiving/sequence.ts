@@ -9,7 +9,7 @@ import {
 } from '@sallyport/shared';
 import { ZERO_DIGEST, type Manifest } from '../format/manifest.js';
 
-/** Beyond this a jump in the numbers waits for a person (spec: batch-format, FAST_FORWARD). */
+/** Beyond this a jump in the numbers waits for a person. */
 export const MAX_JUMP = 10_000;
 
 /** How far a stream has been received. */

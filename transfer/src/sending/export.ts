@@ -18,7 +18,7 @@ import { sealBatch, type Building } from './seal.js';
 import { takeSlips } from '../custody/slips.js';
 import { publishSealed, requireStoreBehindDatabase, tidyUnsealed } from './store.js';
 
-/** Most that one batch carries (spec: batch-format, "Export"). */
+/** Most that one batch carries. */
 export const MAX_BATCH_RECORDS = 50_000;
 export const MAX_BATCH_RAW_BYTES = 64 * 1024 * 1024;
 const HEARTBEAT_MS = 10 * 60_000;
