@@ -9,6 +9,7 @@ import { fileURLToPath, pathToFileURL } from 'node:url';
 import { withLock } from './process-lock.mjs';
 
 const NAMES = ['check', 'test', 'demo', 'services', 'bench', 'drill'];
+const WORKSPACES = ['shared', 'transfer', 'request-network', 'response-network', 'scripts'];
 const CHECKED = ['check', 'test'];
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'];
 const NODE_FLOOR = [20, 19];
@@ -107,12 +108,24 @@ function staleReason(hash) {
 
 async function build(name) {
   const started = Date.now();
+  for (const workspace of WORKSPACES) removeOrphans(join(root, workspace));
   const tsc = join(root, 'node_modules/typescript/bin/tsc');
   // Who runs the demo wants to see it soon; the gates check the types.
   const flags = CHECKED.includes(name) ? ['-b'] : ['-b', '--noCheck'];
   const code = await run(process.execPath, [tsc, ...flags]);
   if (code !== 0) throw new Stop('the build failed; the compiler says why above', 1);
   if (Date.now() - started > 2_000) say(`built in ${seconds(started)}`);
+}
+
+/** What is left of sources that were moved or removed: its tests would still be run. */
+function removeOrphans(workspace) {
+  const dist = join(workspace, 'dist');
+  if (!fs.existsSync(dist)) return;
+  for (const name of fs.readdirSync(dist, { recursive: true })) {
+    const source = /^(.*?)(?:\.d\.ts|\.js)(?:\.map)?$/.exec(name)?.[1];
+    if (source === undefined || fs.existsSync(join(workspace, 'src', `${source}.ts`))) continue;
+    fs.rmSync(join(dist, name), { force: true });
+  }
 }
 
 /** Runs a command with its output on stderr and answers its exit code; a signal ends both. */
