@@ -3,9 +3,10 @@ import { join } from 'node:path';
 import { gunzipSync } from 'node:zlib';
 import { Decrypter, generateX25519Identity, identityToRecipient } from 'age-encryption';
 import { expect } from 'chai';
-import { newId, rows, settingRecordId, type Database } from '@sallyport/shared';
+import { SallyportError, newId, rows, settingRecordId, type Database } from '@sallyport/shared';
 import { batchName, readHeaderLine } from '../format/batch-file.js';
 import { exportControl, exportStream, readyStream, sealUnfinished } from '../sending/export.js';
+import { freezeOutbound } from '../receiving/freezes.js';
 import { importBatches, type ImportReport } from '../receiving/import.js';
 import { locked } from './key-files.js';
 import {
@@ -218,6 +219,18 @@ describe('rotateKeys', () => {
     const { card } = await rotateKeys(red.test.db, red, 'test');
     const { name } = await sealRequest(running);
     expect(await signerOf(join(red.folders.outbox, name))).to.equal(card.kid);
+  });
+
+  it('waits while control is frozen, with the keys as they were', async () => {
+    const { kid } = red.keys;
+    const alarm = new SallyportError('ACK_FORK', 'The far side acknowledges what is not ours.');
+    const { link } = (await findLink(red.test.db)) as Link;
+    await red.test.db.transaction((tx) =>
+      freezeOutbound(tx, red, { link, stream: 'control', alarm }),
+    );
+    expect(await codeOfAsync(rotateKeys(red.test.db, red, 'test'))).to.equal('WAIT_APPROVAL');
+    expect(red.keys.kid).to.equal(kid);
+    expect((await listOwnKeys(red.test.db)).map((key) => key.kid)).to.deep.equal([kid]);
   });
 
   it('works on both sides at once', async () => {

@@ -10,6 +10,7 @@ import {
 import { forgetAcks } from '../receiving/acks.js';
 import { announceKeyChange, raiseEpoch, type RaisedEpoch } from './epochs.js';
 import { readyStream, sealUnfinished } from '../sending/export.js';
+import { requireNotFrozen } from '../receiving/freezes.js';
 import { whileHoldingAll } from '../sending/hold-streams.js';
 import { revokeKeys } from './key-changes.js';
 import { locked } from './key-files.js';
@@ -26,7 +27,8 @@ export type RetirePoints = Partial<Record<StreamName, number>>;
 /**
  * Replaces the keys of this node and tells the far side by a batch of `control` that the old key
  * signs. Safe to kill at any moment: the next export or import goes on where it ended.
- * @throws SallyportError `not-trusted`, WAIT_LOCK, and what refuses to seal.
+ * @throws SallyportError `not-trusted`, WAIT_LOCK, WAIT_APPROVAL while `control` is frozen, and what
+ * refuses to seal.
  */
 export async function rotateKeys(
   db: Database,
@@ -35,6 +37,8 @@ export async function rotateKeys(
 ): Promise<{ old: string; card: Card; retire: RetirePoints }> {
   return whileHoldingAll(db, node, async () => {
     const link = await requireLink(db);
+    // It is announced there. A revocation may not wait: it begins a new epoch, which is not frozen.
+    await requireNotFrozen(db, link.link, 'control');
     const streams = streamsSentBy(node.role);
     // What was begun is sealed by the key that began it: the retire points must be known.
     for (const stream of streams) {

@@ -125,6 +125,21 @@ export async function isOutboundFrozen(
   return found.length > 0;
 }
 
+/**
+ * Refuses to seal anything in a stream before a person has decided.
+ * @throws SallyportError WAIT_APPROVAL.
+ */
+export async function requireNotFrozen(
+  db: Database,
+  link: string,
+  stream: StreamName,
+): Promise<void> {
+  if (!(await isOutboundFrozen(db, link, stream))) return;
+  throw new SallyportError('WAIT_APPROVAL', `${stream} is frozen: nothing of it is sealed.`, {
+    next: 'link frozen shows why; link unfreeze lets the stream go on.',
+  });
+}
+
 /** The streams that alarms have stopped, with the evidence; and the files that wait for a person. */
 export async function listFrozen(
   db: Database,

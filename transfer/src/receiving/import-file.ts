@@ -131,7 +131,7 @@ function fileSystemFault(error: unknown): { sentence: string; next: string } | u
     return { sentence: 'It is not there (any more).', next: 'Look whether a carrier moved it.' };
   }
   return {
-    sentence: `It cannot be read (${code}).`,
-    next: 'Mend its rights, or the medium it lies on; it is tried again by itself.',
+    sentence: `It cannot be taken in: ${syscall} says ${code}.`,
+    next: 'Mend its rights, the disk here, or the medium it lies on; it is tried again by itself.',
   };
 }

@@ -8,7 +8,7 @@ import {
   type StreamName,
   type Transaction,
 } from '@sallyport/shared';
-import { isOutboundFrozen } from '../receiving/freezes.js';
+import { isOutboundFrozen, requireNotFrozen } from '../receiving/freezes.js';
 import { exportLock } from './hold-streams.js';
 import { findLink, type Link } from '../keys/links.js';
 import type { Node } from '../node.js';
@@ -142,7 +142,7 @@ export async function sendSnapshot(
   }
   await sealAnnouncementFirst(db, node, stream);
   const held = await whileHolding(db, node, stream, async (link) => {
-    await requireNotFrozen(db, link, stream);
+    await requireNotFrozen(db, link.link, stream);
     return sealSnapshot(db, node, link, { stream, collect });
   });
   if (held) return held.done;
@@ -387,13 +387,6 @@ async function hasControlNews(
     { link, custody },
   );
   return news?.news ?? false;
-}
-
-async function requireNotFrozen(db: Database, link: Link, stream: StreamName): Promise<void> {
-  if (!(await isOutboundFrozen(db, link.link, stream))) return;
-  throw new SallyportError('WAIT_APPROVAL', `${stream} is frozen: nothing of it is sealed.`, {
-    next: 'link frozen shows why; link unfreeze lets the stream go on.',
-  });
 }
 
 async function isControlDue(db: Database, link: string, now: Date): Promise<boolean> {
