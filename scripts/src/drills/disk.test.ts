@@ -7,7 +7,7 @@ describe('runDiskFaults', function () {
   it('survives writes, fsyncs and renames that fail, are torn, or are lost', async () => {
     const { points, tried, failed } = await runDiskFaults({
       seed: 1,
-      every: 5,
+      every: 8,
       say: () => undefined,
     });
     expect(failed).to.deep.equal([]);
