@@ -91,12 +91,14 @@ export async function importGroup(
   try {
     applied = await applyOpened(db, node, applies, opened);
   } catch (error) {
+    // Whether it was committed is not known: the copies may belong to the archive.
     if (isConnectionError(error)) throw error;
   } finally {
     await closeBatches(opened);
-    if (!applied) await removeClaimed(opened);
   }
-  return applied ? putAway(importer, opened, Date.now() - startedAt) : undefined;
+  if (applied) return putAway(importer, opened, Date.now() - startedAt);
+  await removeClaimed(opened);
+  return undefined;
 }
 
 /** Removes what a prepared group holds that will not be applied. */

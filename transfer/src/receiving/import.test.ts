@@ -379,6 +379,32 @@ describe('importBatches', () => {
       expect(await importInto(blue)).to.include({ applied: COUNT });
     });
 
+    it('are archived by the next import when the answer to the commit was lost', async () => {
+      let begun = false;
+      const noting: typeof recordingApplies = {
+        ...recordingApplies,
+        async request(...args) {
+          begun = true;
+          await recordingApplies.request?.(...args);
+        },
+      };
+      const lossy = new Proxy(blue.test.db, {
+        get(db, key) {
+          if (key !== 'transaction') return Reflect.get(db, key) as unknown;
+          return async (work: (tx: Transaction) => Promise<unknown>) => {
+            const done = await db.transaction(work);
+            if (begun) throw new Error('Connection terminated unexpectedly');
+            return done;
+          };
+        },
+      });
+      const failed = importBatches(lossy, blue, noting).catch((error: Error) => error.message);
+      expect(await failed).to.equal('Connection terminated unexpectedly');
+      expect(await importInto(blue)).to.include({ applied: 0, duplicates: COUNT });
+      expect(await appliedIds(blue)).to.deep.equal(ids);
+      expect((await readdir(blue.folders.archive)).sort()).to.deep.equal(names);
+    });
+
     it('stop at a number with two contents, which freezes the stream', async () => {
       const path = join(blue.folders.inbox, names[4] ?? '');
       await importBatches(blue.test.db, blue, recordingApplies, { path });
