@@ -14,7 +14,7 @@ import { startServices } from './development-services.js';
 const root = resolve(fileURLToPath(import.meta.url), '../../..');
 const PACKAGES = ['shared', 'transfer', 'request-network', 'response-network'];
 const DRILLS = join('scripts', 'dist', 'drills');
-/** Which tests of the packages know files alone. */
+/** What is about files: another database or queue changes nothing. */
 const FILES_ONLY = /^transfer\/dist\/(?:format|second-validator)\/|\/passphrase\.test\.js$/;
 const COVERAGE = { lines: '85', branches: '80' };
 

@@ -2,9 +2,8 @@ import { Type, type Static, type TObject, type TSchema } from 'typebox';
 import { v5 } from 'uuid';
 
 /**
- * The shape of everything that crosses the gap. One
- * schema per record type, checked when a record is sent and again when it is read. A change here is
- * a change of the format: raise the type's `v`, and upgrade readers before writers.
+ * The shape of everything that crosses the gap. One schema per record type, checked when a record is
+ * sent and again when it is read. A change here is a change of the format: raise the type's `v`, and upgrade readers before writers.
  */
 
 const object = <T extends Record<string, TSchema>>(properties: T) =>

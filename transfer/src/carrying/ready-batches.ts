@@ -1,4 +1,4 @@
-import { lstat, readdir } from 'node:fs/promises';
+import { readdir } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { SallyportError, STREAMS, type StreamName } from '@sallyport/shared';
 import {
@@ -11,7 +11,7 @@ import {
   type VerifiedHeader,
 } from '../format/batch-file.js';
 import { SLIP_SUFFIX } from '../custody/custody-slip.js';
-import { errorCode } from '../format/durable-file.js';
+import { errorCode, isThere } from '../format/durable-file.js';
 import type { Card } from '../keys/keys.js';
 import { readHeader, verifyHeader, type Header } from '../format/manifest.js';
 
@@ -136,11 +136,4 @@ async function openHeader(
   const { line, size } = await readHeaderLine(path);
   const header = cards ? await verifyHeader(line, (kid) => cards.get(kid)) : readHeader(line);
   return { header, line, size };
-}
-
-async function isThere(path: string): Promise<boolean> {
-  return lstat(path).then(
-    () => true,
-    () => false,
-  );
 }

@@ -24,8 +24,8 @@ import {
   isTemporaryName,
   readHeaderLine,
   verifyBytes,
-  writeFileDurably,
 } from './batch-file.js';
+import { writeFileDurably } from './durable-file.js';
 import { verifyHeader } from './manifest.js';
 import { codeOfAsync } from '../test-codes.js';
 import {

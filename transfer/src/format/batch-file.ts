@@ -6,8 +6,6 @@ import { STREAM_NAMES, type StreamName, type ErrorCode, SallyportError } from '@
 import { diskError, errorCode, readRange, syncDirectory, writeAll } from './durable-file.js';
 import { BATCH_LIMITS, type Manifest } from './manifest.js';
 
-export { syncDirectory, writeFileDurably } from './durable-file.js';
-
 /** Line 1 of a file without its newline, and what tells one file from another. */
 export type HeaderLine = {
   line: Buffer;

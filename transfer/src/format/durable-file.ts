@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { constants } from 'node:fs';
-import { type FileHandle, link, open, rename, rm, statfs, unlink } from 'node:fs/promises';
+import { type FileHandle, link, lstat, open, rename, rm, statfs, unlink } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { SallyportError } from '@sallyport/shared';
 
@@ -69,6 +69,11 @@ export async function removeIfThere(path: string): Promise<void> {
   await rm(path, { force: true }).catch((error: unknown) => {
     throw diskError(error, path);
   });
+}
+
+/** Whether there is anything at the path that can be looked at; a link counts as itself. */
+export async function isThere(path: string): Promise<boolean> {
+  return (await lstat(path).catch(() => undefined)) !== undefined;
 }
 
 /** Writes the whole of `bytes` at the file's current position. */

@@ -12,7 +12,7 @@ import { closeRefused } from './apply.js';
 import type { Candidate } from './candidate.js';
 import { describe, type BatchError, type FileReport } from './import-report.js';
 import { claimedPath, type Importer } from './importer.js';
-import { removeIfThere, requireFree } from '../format/durable-file.js';
+import { isThere, removeIfThere, requireFree } from '../format/durable-file.js';
 import { freezeStream } from './freezes.js';
 import { GROWTH_MS, isSameFile, rememberFile, removeFile } from './inbox.js';
 import { BATCH_LIMITS } from '../format/manifest.js';
@@ -146,9 +146,4 @@ export async function callForPerson(
   if (since?.getTime() !== node.clock.now().getTime()) return;
   const facts = { file: basename(path), code, sentence: message };
   node.log.error(facts, 'batch waits for a person');
-}
-
-/** Whether there is anything at the path. */
-export async function isThere(path: string): Promise<boolean> {
-  return (await lstat(path).catch(() => undefined)) !== undefined;
 }

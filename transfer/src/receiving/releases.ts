@@ -18,7 +18,7 @@ import {
   type ImportReport,
 } from './import-report.js';
 import { claimedPath, type Importer } from './importer.js';
-import { removeIfThere } from '../format/durable-file.js';
+import { isThere, removeIfThere } from '../format/durable-file.js';
 import {
   COPY_CHANGED,
   closeRelease,
@@ -28,7 +28,7 @@ import {
   listReleases,
   type QuarantinedFile,
 } from './quarantine.js';
-import { actOnRefusal, isThere, postpone } from './refused-files.js';
+import { actOnRefusal, postpone } from './refused-files.js';
 
 const COPY_GONE = 'It was released, but its kept copy is gone from quarantine/.';
 

@@ -12,7 +12,7 @@ import {
 } from './candidate.js';
 import type { FarKey, Link } from '../keys/links.js';
 import type { Node } from '../node.js';
-import { SMALL_BYTES, openCandidate } from './open-candidate.js';
+import { openCandidate } from './open-candidate.js';
 import { readRecords } from '../format/records.js';
 
 /** What {@link validateBatch} needs of a node; the opened body is staged in `folders.staging`. */
@@ -53,7 +53,7 @@ export async function validateBatch(
       for (const record of group) if (record.bad) bad += 1;
     }
   } finally {
-    if (manifest.body.rawBytes > SMALL_BYTES) await rm(target, { force: true });
+    await rm(target, { force: true });
   }
   return { candidate, records, bad };
 }
