@@ -12,12 +12,12 @@ import {
   findUser,
   unauthenticated,
   type Routes,
+  IDENTITY_CHANGED,
+  notifyChanged,
+  type Principal,
 } from '@sallyport/shared';
 import { SCOPES, createKey, listKeys, revokeKey, type ApiKey } from './api-keys.js';
 import type { RequestNetwork } from './network.js';
-import { IDENTITY_CHANGED, notifyChanged } from './network-events.js';
-import type { Principal } from './principals.js';
-import { openSession } from './sessions.js';
 import { findRights, listAllowed } from './submissions.js';
 
 const object = Type.Object;
@@ -30,12 +30,6 @@ const ScopesSchema = Type.Array(oneOf(...SCOPES), {
   uniqueItems: true,
 });
 
-const SessionSchema = object({
-  token: Type.String(),
-  token_type: oneOf('Bearer'),
-  expires_at: Timestamp,
-  must_change_password: Type.Boolean(),
-});
 const MeSchema = object({
   id: Uuid,
   login: Type.String(),
@@ -69,41 +63,9 @@ const KeySchema = object({
 const NewKeySchema = object({ ...KeySchema.properties, key: Type.String() });
 const DatasetViewSchema = Type.Omit(DatasetSchema, ['disabled']);
 
-/** Sessions, one's own account and keys, and what one may query. */
+/** One's own account and keys, and what one may query. */
 export function addAccountRoutes(routes: Routes<Principal>, network: RequestNetwork): void {
-  const { db, clock, replica, principals, sessionKey, apiKeySecret } = network;
-
-  routes.addPublic({
-    method: 'post',
-    path: '/v1/sessions',
-    summary: 'Log in with login name and password',
-    body: Type.Object(
-      {
-        login: Type.String({ minLength: 1, maxLength: 64 }),
-        password: Type.String({ minLength: 1, maxLength: 1_024 }),
-      },
-      { additionalProperties: false },
-    ),
-    responses: {
-      201: { description: 'A token for the header Authorization.', schema: SessionSchema },
-      401: { description: 'Name or password are wrong.' },
-    },
-    async handler({ body }) {
-      const { settings } = await replica.rules();
-      const minutes = settings['session.minutes'];
-      const keys = { sessionKey, issuer: network.node.name, clock, minutes };
-      const { token, expiresAt, user } = await openSession(db, body, keys);
-      return {
-        status: 201,
-        body: {
-          token,
-          token_type: 'Bearer',
-          expires_at: expiresAt.toISOString(),
-          must_change_password: user.must_change_password,
-        },
-      };
-    },
-  });
+  const { db, clock, replica, principals, apiKeySecret } = network;
 
   routes.add({
     method: 'get',

@@ -1,10 +1,18 @@
 import {
+  PRINCIPAL_COLUMNS,
   SallyportError,
   hashApiKey,
   newApiKey,
   newId,
+  parseApiKey,
   rows,
+  runPrepared,
+  toPrincipal,
+  unauthenticated,
+  type Clock,
   type Database,
+  type KeyLookup,
+  type PrincipalRow,
 } from '@sallyport/shared';
 
 /** What an API key can be made for. */
@@ -118,9 +126,19 @@ export async function revokeKey(
   });
 }
 
-/** Notes when keys were last used, to the minute. */
-export async function noteKeysUsed(db: Database, used: ReadonlyMap<string, Date>): Promise<void> {
-  if (used.size === 0) return;
+/** How the API keys of this network say who calls. */
+export function lookUpKeys(db: Database, secret: Buffer, clock: Clock): KeyLookup {
+  return {
+    async find(key) {
+      if (!parseApiKey(key)) throw unauthenticated();
+      const values = [hashApiKey(key, secret), clock.now()];
+      return toPrincipal('request', await runPrepared<PrincipalRow>(db, FIND_BY_KEY, values));
+    },
+    noteUsed: (used) => noteKeysUsed(db, used),
+  };
+}
+
+async function noteKeysUsed(db: Database, used: ReadonlyMap<string, Date>): Promise<void> {
   await rows(
     db,
     `update api_keys k set last_used_at = greatest(k.last_used_at, used.at)
@@ -128,3 +146,12 @@ export async function noteKeysUsed(db: Database, used: ReadonlyMap<string, Date>
     [[...used.keys()], [...used.values()].map((at) => at.toISOString())],
   );
 }
+
+const FIND_BY_KEY = {
+  name: 'find_principal_by_key',
+  text: `
+    select ${PRINCIPAL_COLUMNS}, 0 as generation, k.id as key_id, k.scopes, k.expires_at
+    from api_keys k join users u on u.id = k.user_id
+    where k.hash = $1 and k.revoked_at is null and (k.expires_at is null or k.expires_at > $2)
+      and not u.disabled`,
+};

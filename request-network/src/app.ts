@@ -1,5 +1,5 @@
 import type { Express } from 'express';
-import { createApp, createRoutes, pingDatabase } from '@sallyport/shared';
+import { addSessionRoutes, createApp, createRoutes, pingDatabase } from '@sallyport/shared';
 import { addAccountRoutes } from './accounts.routes.js';
 import { VERSION, type RequestNetwork } from './network.js';
 import { addRequestRoutes } from './requests.routes.js';
@@ -11,6 +11,12 @@ export function createRequestApp(
 ): Express {
   const { db, log, principals } = network;
   const routes = createRoutes((req) => principals.authenticate(req.headers.authorization));
+  addSessionRoutes(routes, {
+    ...network,
+    network: 'request',
+    issuer: network.node.name,
+    settings: async () => (await network.replica.rules()).settings,
+  });
   addRequestRoutes(routes, network, onUrgent);
   addAccountRoutes(routes, network);
   return createApp({

@@ -5,10 +5,10 @@ import {
   type Database,
   type Log,
   type Settings,
+  notifyChanged,
 } from '@sallyport/shared';
 import { recallRecord } from '@sallyport/transfer';
 import { KEPT_MS } from './idempotency.js';
-import { notifyChanged } from './network-events.js';
 import { changeStatus } from './requests.js';
 
 const PAGE = 1_000;

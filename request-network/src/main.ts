@@ -6,6 +6,7 @@ import {
   runCommandLine,
   startServer,
   type Commands,
+  makeSecrets,
 } from '@sallyport/shared';
 import {
   administrationCommands,
@@ -18,7 +19,7 @@ import { SCOPES, createKey } from './api-keys.js';
 import { createRequestApp } from './app.js';
 import { requestApplies } from './apply.js';
 import { readEnvironment } from './config.js';
-import { MIGRATIONS, foldersOf, makeSecrets, openNetwork, type RequestNetwork } from './network.js';
+import { MIGRATIONS, foldersOf, openNetwork, type RequestNetwork } from './network.js';
 import { createUrgentWaker, startRequestWorkers } from './worker.js';
 
 const PROGRAM = 'sallyport-request';

@@ -1,10 +1,6 @@
-import { createHmac, randomBytes } from 'node:crypto';
-import { chmod, readFile, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { createHmac } from 'node:crypto';
 import { fileURLToPath } from 'node:url';
 import {
-  SallyportError,
-  generateSessionKey,
   listen,
   loadSessionKey,
   openDatabase,
@@ -15,6 +11,13 @@ import {
   type Database,
   type Log,
   type SessionKey,
+  CHANGED_CHANNEL,
+  IDENTITY_CHANGED,
+  API_KEYS_FILE,
+  SESSION_KEY_FILE,
+  openPrincipals,
+  readSecret,
+  type Principals,
 } from '@sallyport/shared';
 import {
   foldersIn,
@@ -24,11 +27,10 @@ import {
   type Folders,
   type Node,
 } from '@sallyport/transfer';
+import { lookUpKeys } from './api-keys.js';
 import type { Config } from './config.js';
 import { createEstimates, type Estimates } from './estimates.js';
 import { requestRules } from './lost-requests.js';
-import { CHANGED_CHANNEL, IDENTITY_CHANGED } from './network-events.js';
-import { openPrincipals, type Principals } from './principals.js';
 import { openReplica, type Replica } from './replica.js';
 import { createWaiters, type Waiters } from './waiters.js';
 
@@ -59,21 +61,9 @@ export type RequestNetwork = {
   close(): Promise<void>;
 };
 
-const KEY_BYTES = 32;
-const SESSION_KEY_FILE = 'session.jwk';
-const API_KEYS_FILE = 'api-keys.key';
-
 /** Where this network keeps its files. */
 export function foldersOf(config: Config): Folders {
   return foldersIn(config.STATE_DIR, { inbox: config.INBOX_DIR, outbox: config.OUTBOX_DIR });
-}
-
-/** Makes the secrets of the HTTP side that are missing: the session key and the key of API keys. */
-export async function makeSecrets(keysFolder: string): Promise<void> {
-  await writeOnce(join(keysFolder, SESSION_KEY_FILE), generateSessionKey);
-  await writeOnce(join(keysFolder, API_KEYS_FILE), () =>
-    Promise.resolve(randomBytes(KEY_BYTES).toString('base64url')),
-  );
 }
 
 /**
@@ -135,9 +125,10 @@ export async function openNetwork(
       db,
       clock,
       log,
+      network: 'request',
       sessionKey,
       issuer: node.name,
-      apiKeySecret,
+      keys: lookUpKeys(db, apiKeySecret, clock),
       hearsChanges: () => listener.connected(),
     });
     return {
@@ -162,25 +153,5 @@ export async function openNetwork(
   } catch (error) {
     await db.destroy();
     throw error;
-  }
-}
-
-async function writeOnce(path: string, make: () => Promise<string>): Promise<void> {
-  try {
-    await writeFile(path, `${await make()}\n`, { flag: 'wx', mode: 0o600 });
-    await chmod(path, 0o600);
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
-  }
-}
-
-async function readSecret(folder: string, name: string): Promise<string> {
-  try {
-    return (await readFile(join(folder, name), 'utf8')).trim();
-  } catch (cause) {
-    throw new SallyportError('keys-missing', `The secret ${name} cannot be read.`, {
-      cause,
-      next: 'Run init once; it makes what is missing.',
-    });
   }
 }

@@ -10,13 +10,13 @@ import {
   type Answer,
   type Call,
   type Routes,
+  notifyChanged,
+  type Principal,
 } from '@sallyport/shared';
 import { parseBulk } from './bulks.js';
 import { MAX_KEY_LENGTH, fingerprintOf, runOnce, type Reply } from './idempotency.js';
 import type { RequestNetwork } from './network.js';
-import { notifyChanged } from './network-events.js';
 import { etagOf, matchesEtag, retryAfterS, viewHeaders } from './polling.js';
-import type { Principal } from './principals.js';
 import { cutLines } from './result-lines.js';
 import { noteFetched, openResult, type ReadableResult } from './result-reads.js';
 import {

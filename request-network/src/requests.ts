@@ -11,6 +11,7 @@ import {
   type StreamName,
   type Tier,
   type Transaction,
+  type Principal,
 } from '@sallyport/shared';
 import {
   CURRENT_LINK,
@@ -19,7 +20,6 @@ import {
   recordLine,
   sendRecords,
 } from '@sallyport/transfer';
-import type { Principal } from './principals.js';
 import type { RequestStatus } from './request-schemas.js';
 
 /** A question that was allowed and may be stored. */

@@ -6,8 +6,8 @@ import {
   type Dataset,
   type Priority,
   type ProfileType,
+  type Principal,
 } from '@sallyport/shared';
-import type { Principal } from './principals.js';
 import type { Rules } from './replica.js';
 import { TTL_DEFAULT_S, type RequestView, type Submission } from './request-schemas.js';
 import type { NewRequest } from './requests.js';

@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
   createLog,
+  findUserByLogin,
   hashPassword,
   newId,
   rows,
@@ -13,15 +14,26 @@ import {
   storeUsers,
   type Limits,
   type Priority,
+  ROLES,
+  audienceOf,
+  issueSessionToken,
   type RecordData,
+  type Role,
   type Transaction,
+  makeSecrets,
 } from '@sallyport/shared';
-import { createTestDatabase, eventually } from '@sallyport/shared/testing';
+import {
+  callJson,
+  createTestDatabase,
+  eventually,
+  type CallOptions,
+  type TestAnswer,
+} from '@sallyport/shared/testing';
 import { makeFolders, makeKeys, type Apply, type ImportedBatch } from '@sallyport/transfer';
 import { SCOPES, createKey, type Scope } from './api-keys.js';
 import { createRequestApp } from './app.js';
 import type { Config } from './config.js';
-import { MIGRATIONS, foldersOf, makeSecrets, openNetwork, type RequestNetwork } from './network.js';
+import { MIGRATIONS, foldersOf, openNetwork, type RequestNetwork } from './network.js';
 
 export const PASSWORD = 'correct horse battery staple';
 
@@ -31,6 +43,8 @@ export type TestNetwork = RequestNetwork & {
   time: { now: Date };
   /** Ada may query claims; Bob too; Eve is disabled. */
   users: Record<'ada' | 'bob' | 'eve', TestUser>;
+  /** A session token of somebody who has this role alone; `ada` and `bob` are users too. */
+  tokenOf(who: Role | 'ada' | 'bob'): Promise<string>;
   /** Calls the API as a user, with JSON in and out. */
   call(path: string, options?: CallOptions): Promise<TestAnswer>;
   /** Applies records as an import would. */
@@ -40,20 +54,6 @@ export type TestNetwork = RequestNetwork & {
   stop(): Promise<void>;
 };
 export type TestUser = { id: string; login: string; key: string };
-export type TestAnswer = {
-  status: number;
-  headers: Headers;
-  body: Record<string, unknown>;
-  text: string;
-};
-export type CallOptions = {
-  as?: string | null;
-  method?: string;
-  body?: unknown;
-  text?: string;
-  headers?: Record<string, string>;
-  signal?: AbortSignal;
-};
 export type IncomingRecord = {
   [T in 'result' | 'result.part' | 'request.progress']: {
     t: T;
@@ -111,7 +111,8 @@ export async function openTestNetwork(): Promise<TestNetwork> {
     url: server.url,
     time,
     users,
-    call: (path, options = {}) => call(server.url, path, { as: users.ada.key, ...options }),
+    tokenOf: (who) => makeToken(network, who),
+    call: (path, options = {}) => callJson(server.url, path, { as: users.ada.key, ...options }),
     apply: (applies, records, batch = {}) =>
       network.db.transaction((tx) => applyRecords(tx, { applies, records, batch }, time.now)),
     bindWaiting: (state) => bindWaiting(network, state),
@@ -122,6 +123,21 @@ export async function openTestNetwork(): Promise<TestNetwork> {
       await rm(root, { recursive: true, force: true });
     },
   };
+}
+
+/** A session token of the user of this login, as a log-in would give it. */
+async function makeToken(
+  { db, sessionKey, node, clock }: RequestNetwork,
+  login: string,
+): Promise<string> {
+  const user = await findUserByLogin(db, login);
+  if (!user) throw new Error(`there is no user ${login}`);
+  const { token } = await issueSessionToken(
+    sessionKey,
+    { userId: user.id, sessionId: newId(), generation: 1 },
+    { realm: { issuer: node.name, audience: audienceOf('request') }, clock, minutes: 15 },
+  );
+  return token;
 }
 
 /** An API key of a user. */
@@ -183,8 +199,12 @@ async function seed(db: RequestNetwork['db'], now: Date): Promise<TestNetwork['u
       disabled: false,
     });
     await storeDatasets(tx, [dataset('claims'), dataset('secrets')], now);
-    for (const { id, login } of Object.values(users)) {
-      const roles = [{ network: 'request' as const, role: 'user' as const }];
+    const people = [
+      ...Object.values(users).map(({ id, login }) => ({ id, login, role: 'user' as Role })),
+      ...ROLES.map((role) => ({ id: newId(), login: role as string, role })),
+    ];
+    for (const { id, login, role } of people) {
+      const roles = [{ network: 'request' as const, role }];
       const user = {
         id,
         version: 1,
@@ -204,29 +224,6 @@ async function seed(db: RequestNetwork['db'], now: Date): Promise<TestNetwork['u
     }
   });
   return users;
-}
-
-async function call(url: string, path: string, options: CallOptions): Promise<TestAnswer> {
-  const { as, method, body, text, headers = {}, signal } = options;
-  const content = text ?? (body === undefined ? undefined : JSON.stringify(body));
-  const response = await fetch(`${url}${path}`, {
-    method: method ?? (content === undefined ? 'GET' : 'POST'),
-    headers: {
-      ...(as ? { authorization: `Bearer ${as}` } : {}),
-      ...(content === undefined ? {} : { 'content-type': 'application/json' }),
-      ...headers,
-    },
-    ...(content === undefined ? {} : { body: content }),
-    ...(signal ? { signal } : {}),
-  });
-  const answered = await response.text();
-  const isJson = response.headers.get('content-type')?.includes('json') && !path.includes('result');
-  return {
-    status: response.status,
-    headers: response.headers,
-    body: isJson && answered ? (JSON.parse(answered) as Record<string, unknown>) : {},
-    text: answered,
-  };
 }
 
 async function applyRecords(

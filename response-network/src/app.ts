@@ -1,21 +1,42 @@
-import { createApp, pingDatabase, startServer, type ClosingStep } from '@sallyport/shared';
+import type { Express } from 'express';
+import {
+  addSessionRoutes,
+  createApp,
+  createRoutes,
+  pingDatabase,
+  startServer,
+  type ClosingStep,
+} from '@sallyport/shared';
 import { checkElastic } from './elastic/client.js';
 import { VERSION, type ResponseNetwork } from './network.js';
 
-/** Starts the HTTP side of this network: health, problem pages and the OpenAPI document. */
-export async function startServing(network: ResponseNetwork): Promise<ClosingStep> {
-  const { config, db, elastic, log } = network;
-  const app = createApp({
+/** The HTTP API of the response network. */
+export function createResponseApp(network: ResponseNetwork): Express {
+  const { db, elastic, log, principals } = network;
+  const routes = createRoutes((req) => principals.authenticate(req.headers.authorization));
+  addSessionRoutes(routes, {
+    ...network,
+    network: 'response',
+    issuer: network.node.name,
+    settings: () => network.settings(),
+  });
+  return createApp({
     title: 'Sallyport response network',
     version: VERSION,
     log,
-    routes: [],
+    routes: [routes],
     readiness: [
       { name: 'postgresql', required: true, check: () => pingDatabase(db) },
       { name: 'elasticsearch', required: false, check: () => checkElastic(elastic) },
     ],
   });
-  const server = await startServer(app, { host: config.HTTP_HOST, port: config.HTTP_PORT });
+}
+
+/** Starts the HTTP side of this network. */
+export async function startServing(network: ResponseNetwork): Promise<ClosingStep> {
+  const { config, log } = network;
+  const at = { host: config.HTTP_HOST, port: config.HTTP_PORT };
+  const server = await startServer(createResponseApp(network), at);
   log.info({ url: server.url }, 'listening');
   return { name: 'http', close: () => server.close() };
 }

@@ -1,6 +1,4 @@
-import { access, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
-import { findProfileTypeByName, generateSessionKey, type CommandOutput } from '@sallyport/shared';
+import { findProfileTypeByName, makeSecrets, type CommandOutput } from '@sallyport/shared';
 import {
   commandLineActor,
   prepareNode,
@@ -19,7 +17,7 @@ export async function initialise(
   installation: Installation<ResponseNetwork>,
 ): Promise<CommandOutput> {
   const keys = await prepareNode(installation);
-  await makeSessionKey(installation.folders.keys);
+  await makeSecrets(installation.folders.keys);
   return withNetwork(installation, async (network) => {
     const { db, clock } = network;
     const change = { actor: commandLineActor(), now: clock.now() };
@@ -54,14 +52,4 @@ export async function initialise(
       data: { node: keys.node, ...(card.data as object), admin_password: oneTimePassword },
     };
   });
-}
-
-async function makeSessionKey(folder: string): Promise<void> {
-  const path = join(folder, 'session.jwk');
-  const there = await access(path).then(
-    () => true,
-    () => false,
-  );
-  if (there) return;
-  await writeFile(path, `${await generateSessionKey()}\n`, { mode: 0o600, flag: 'wx' });
 }

@@ -1,15 +1,25 @@
 import { userInfo } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import {
+  CHANGED_CHANNEL,
+  IDENTITY_CHANGED,
+  RULES_CHANGED,
+  SESSION_KEY_FILE,
   createLog,
   defaultSettings,
+  listen,
+  loadSessionKey,
   openDatabase,
+  openPrincipals,
+  readSecret,
   readSettings,
   requireMigrated,
   sharedMigrations,
   systemClock,
   type Clock,
   type Log,
+  type Principals,
+  type SessionKey,
   type Settings,
 } from '@sallyport/shared';
 import {
@@ -35,6 +45,8 @@ export type ResponseNetwork = OpenNetwork & {
   elastic: Elastic;
   clock: Clock;
   log: Log;
+  principals: Principals;
+  sessionKey: SessionKey;
   /** As of the last {@link refreshSettings}. */
   settings(): Settings;
   refreshSettings(): Promise<Settings>;
@@ -84,6 +96,7 @@ export async function openNetwork(
   };
   let settings = defaultSettings();
   const refreshSettings = async () => (settings = await readSettings(db, log));
+  const warnStale = (err: unknown) => log.warn({ err }, 'missed a changed setting');
   try {
     await requireMigrated(db, migrations);
     await refreshSettings();
@@ -101,6 +114,29 @@ export async function openNetwork(
       unlock: unlockBy(config.KEYS_PASSPHRASE_FILE),
       escrow: config.ESCROW_RECIPIENT,
     });
+    const sessionKey = await loadSessionKey(await readSecret(folders.keys, SESSION_KEY_FILE));
+    const listener = listen(
+      config.DATABASE_URL,
+      {
+        sallyport_imported: (stream) => {
+          if (stream === 'accounts') principals.drop();
+        },
+        [CHANGED_CHANNEL]: (what) => {
+          if (what === IDENTITY_CHANGED) principals.drop();
+          if (what === RULES_CHANGED) refreshSettings().catch(warnStale);
+        },
+      },
+      { log, onGap: () => principals.drop() },
+    );
+    const principals = openPrincipals({
+      db,
+      clock,
+      log,
+      network: 'response',
+      sessionKey,
+      issuer: node.name,
+      hearsChanges: () => listener.connected(),
+    });
     return {
       config,
       db,
@@ -108,9 +144,15 @@ export async function openNetwork(
       elastic,
       clock,
       log,
+      principals,
+      sessionKey,
       settings: () => settings,
       refreshSettings,
-      close,
+      async close() {
+        await principals.close();
+        await listener.close();
+        await close();
+      },
     };
   } catch (error) {
     await close();

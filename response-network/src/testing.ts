@@ -1,29 +1,47 @@
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import {
+  ROLES,
+  audienceOf,
   checkQuery,
   createLog,
+  findUserByLogin,
+  hashPassword,
+  issueSessionToken,
+  makeSecrets,
   newId,
   rows,
+  startServer,
+  storeCredential,
   storeDatasets,
   storeProfileTypes,
   storeUsers,
   type Dataset,
   type Priority,
   type RecordData,
+  type Role,
   type Tier,
   type Transaction,
   type User,
 } from '@sallyport/shared';
 import {
+  callJson,
   createTestDatabase,
+  eventually,
   requireEnvironment,
+  type CallOptions,
+  type TestAnswer,
   type TestDatabase,
 } from '@sallyport/shared/testing';
-import type { Apply, ImportedBatch } from '@sallyport/transfer';
+import { makeFolders, makeKeys, type Apply, type ImportedBatch } from '@sallyport/transfer';
+import { createResponseApp } from './app.js';
+import type { Config } from './config.js';
 import { storeDatasetSource } from './dataset-sources.js';
 import { openElastic, type Elastic } from './elastic/client.js';
 import { makeTestIndex, type TestIndex } from './elastic/testing.js';
 import { createExecutor, type Executor, type ExecutorOptions } from './execute.js';
-import { migrations } from './network.js';
+import { foldersOf, migrations, openNetwork, type ResponseNetwork } from './network.js';
 import { DEFAULT_LIMITS } from './profile-type-rules.js';
 
 type RequestData = RecordData<'request'>;
@@ -245,4 +263,85 @@ function profileTypeOf(id: string) {
     retention_days: 30,
     disabled: false,
   };
+}
+
+export const PASSWORD = 'correct horse battery staple';
+
+/** The HTTP API of a response network with somebody of every role, who is called like it. */
+export type TestApi = ResponseNetwork & {
+  url: string;
+  time: { now: Date };
+  /** A session token of somebody who has this role alone. */
+  tokenOf(who: Role): Promise<string>;
+  /** Calls the API, as admin unless another token (or null) is given. */
+  call(path: string, options?: CallOptions): Promise<TestAnswer>;
+  stop(): Promise<void>;
+};
+
+/** Opens it; its clock stands still until a test moves `time.now`. */
+export async function openTestApi(): Promise<TestApi> {
+  const root = await mkdtemp(join(tmpdir(), 'sallyport-response-'));
+  const test = await createTestDatabase(migrations);
+  const config: Config = {
+    DATABASE_URL: test.url,
+    ELASTICSEARCH_URL: requireEnvironment('ELASTICSEARCH_URL'),
+    STATE_DIR: root,
+    NODE_NAME: 'blue',
+    HTTP_HOST: '127.0.0.1',
+    HTTP_PORT: 0,
+    LOG_LEVEL: 'silent',
+  };
+  const folders = foldersOf(config);
+  await makeFolders(folders);
+  await makeKeys(folders.keys, 'blue', 'response');
+  await makeSecrets(folders.keys);
+  const time = { now: new Date() };
+  await seedPeople(test.db, time.now);
+  const log = createLog('test', 'silent');
+  const network = await openNetwork(config, { log, clock: { now: () => time.now } });
+  const server = await startServer(createResponseApp(network), { host: '127.0.0.1', port: 0 });
+  await eventually(() => network.principals.ready());
+  const tokenOf = (who: Role) => makeToken(network, who);
+  return {
+    ...network,
+    url: server.url,
+    time,
+    tokenOf,
+    call: async (path, options = {}) =>
+      callJson(server.url, path, { as: await tokenOf('admin'), ...options }),
+    async stop() {
+      await server.close(100);
+      await network.close();
+      await test.drop();
+      await rm(root, { recursive: true, force: true });
+    },
+  };
+}
+
+async function makeToken(network: ResponseNetwork, login: string): Promise<string> {
+  const { db, sessionKey, node, clock } = network;
+  const user = await findUserByLogin(db, login);
+  if (!user) throw new Error(`there is no user ${login}`);
+  const { token } = await issueSessionToken(
+    sessionKey,
+    { userId: user.id, sessionId: newId(), generation: 1 },
+    { realm: { issuer: node.name, audience: audienceOf('response') }, clock, minutes: 15 },
+  );
+  return token;
+}
+
+async function seedPeople(db: TestDatabase['db'], now: Date): Promise<void> {
+  const profileTypeId = newId();
+  const verifier = await hashPassword(PASSWORD);
+  await db.transaction(async (tx) => {
+    await storeProfileTypes(tx, [profileTypeOf(profileTypeId)], now);
+    for (const role of ROLES) {
+      const user = {
+        ...userOf(role, profileTypeId),
+        roles: [{ network: 'response' as const, role }],
+      };
+      await storeUsers(tx, [user], now);
+      await storeCredential(tx, { user_id: user.id, generation: 1, counter: 0, verifier }, now);
+    }
+  });
 }

@@ -176,3 +176,47 @@ async function withClient<T>(url: string, use: (client: pg.Client) => Promise<T>
     await client.end();
   }
 }
+
+/** What an API answered. */
+export type TestAnswer = {
+  status: number;
+  headers: Headers;
+  body: Record<string, unknown>;
+  text: string;
+};
+export type CallOptions = {
+  as?: string | null;
+  method?: string;
+  body?: unknown;
+  text?: string;
+  headers?: Record<string, string>;
+  signal?: AbortSignal;
+};
+
+/** Calls an API with JSON in and out; a body makes it a POST unless a method is given. */
+export async function callJson(
+  url: string,
+  path: string,
+  options: CallOptions = {},
+): Promise<TestAnswer> {
+  const { as, method, body, text, headers = {}, signal } = options;
+  const content = text ?? (body === undefined ? undefined : JSON.stringify(body));
+  const response = await fetch(`${url}${path}`, {
+    method: method ?? (content === undefined ? 'GET' : 'POST'),
+    headers: {
+      ...(as ? { authorization: `Bearer ${as}` } : {}),
+      ...(content === undefined ? {} : { 'content-type': 'application/json' }),
+      ...headers,
+    },
+    ...(content === undefined ? {} : { body: content }),
+    ...(signal ? { signal } : {}),
+  });
+  const answered = await response.text();
+  const isJson = response.headers.get('content-type')?.includes('json') && !path.includes('result');
+  return {
+    status: response.status,
+    headers: response.headers,
+    body: isJson && answered ? (JSON.parse(answered) as Record<string, unknown>) : {},
+    text: answered,
+  };
+}

@@ -2,13 +2,13 @@ import { randomBytes } from 'node:crypto';
 import { copyFile, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { rows, type Priority, type Tier, type Transaction } from '@sallyport/shared';
+import { makeSecrets, rows, type Priority, type Tier, type Transaction } from '@sallyport/shared';
 import {
   createTestDatabase,
   requireEnvironment,
   type TestDatabase,
 } from '@sallyport/shared/testing';
-import { createKey, makeSecrets, MIGRATIONS, SCOPES } from '@sallyport/request-network';
+import { createKey, MIGRATIONS, SCOPES } from '@sallyport/request-network';
 import {
   changeSetting,
   createDataset,
@@ -171,7 +171,7 @@ async function prepare(side: Side, { url, folders }: Place): Promise<void> {
     folders,
     nodeName: NODE[side],
   });
-  if (side === 'request') await makeSecrets(folders.keys);
+  await makeSecrets(folders.keys);
 }
 
 /** Lets both sides trust each other and brings users, rights and a dataset to the request side. */

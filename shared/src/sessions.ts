@@ -1,17 +1,20 @@
-import {
-  burnPassword,
-  findUserByLogin,
-  issueSessionToken,
-  newId,
-  readCredential,
-  unauthenticated,
-  verifyPassword,
-  type Clock,
-  type Database,
-  type SessionKey,
-  type User,
-} from '@sallyport/shared';
-import { AUDIENCE } from './principals.js';
+import type { Clock } from './clock.js';
+import type { Database } from './database.js';
+import { newId } from './ids.js';
+import { burnPassword, verifyPassword } from './passwords.js';
+import { audienceOf } from './principals.js';
+import type { NetworkName } from './records.js';
+import { issueSessionToken, unauthenticated, type SessionKey } from './session-tokens.js';
+import { findUserByLogin, readCredential, type User } from './users.js';
+
+/** What a network signs its access tokens with. */
+export type SessionIssuer = {
+  network: NetworkName;
+  sessionKey: SessionKey;
+  /** The name of the node. */
+  issuer: string;
+  clock: Clock;
+};
 
 /**
  * Opens a session for somebody who knows the password. It takes as long, and answers the same,
@@ -21,12 +24,7 @@ import { AUDIENCE } from './principals.js';
 export async function openSession(
   db: Database,
   { login, password }: { login: string; password: string },
-  {
-    sessionKey,
-    issuer,
-    clock,
-    minutes,
-  }: { sessionKey: SessionKey; issuer: string; clock: Clock; minutes: number },
+  { network, sessionKey, issuer, clock, minutes }: SessionIssuer & { minutes: number },
 ): Promise<{ token: string; expiresAt: Date; user: User }> {
   const user = await findUserByLogin(db, login);
   const credential = user && (await readCredential(db, user.id));
@@ -38,7 +36,7 @@ export async function openSession(
   const session = await issueSessionToken(
     sessionKey,
     { userId: user.id, sessionId: newId(), generation: credential.generation },
-    { realm: { issuer, audience: AUDIENCE }, clock, minutes },
+    { realm: { issuer, audience: audienceOf(network) }, clock, minutes },
   );
   return { ...session, user };
 }

@@ -1,17 +1,9 @@
-import {
-  hashApiKey,
-  parseApiKey,
-  runPrepared,
-  unauthenticated,
-  verifySessionToken,
-  type Actor,
-  type Clock,
-  type Database,
-  type Log,
-  type Role,
-  type SessionKey,
-} from '@sallyport/shared';
-import { noteKeysUsed } from './api-keys.js';
+import type { Clock } from './clock.js';
+import { runPrepared, type Database } from './database.js';
+import type { Actor } from './http-routes.js';
+import type { Log } from './log.js';
+import type { NetworkName, Role } from './records.js';
+import { unauthenticated, verifySessionToken, type SessionKey } from './session-tokens.js';
 
 /** Who calls, as far as the process remembers; the guard of a submit asks the database again. */
 export type Principal = Actor & {
@@ -39,19 +31,29 @@ export type Principals = {
   close(): Promise<void>;
 };
 
+/** How the API keys of a network are looked up; a network without them takes sessions only. */
+export type KeyLookup = {
+  /** @throws SallyportError `unauthenticated`. */
+  find(key: string): Promise<FoundPrincipal>;
+  /** Notes when keys were last used, to the minute. */
+  noteUsed(used: ReadonlyMap<string, Date>): Promise<void>;
+};
+
 export type PrincipalsOptions = {
   db: Database;
   clock: Clock;
   log: Log;
+  network: NetworkName;
   sessionKey: SessionKey;
   issuer: string;
-  apiKeySecret: Buffer;
+  keys?: KeyLookup;
   /** While this is false, changes are not heard of and nothing is remembered. */
   hearsChanges: () => boolean;
 };
 
 type Remembered = { principal: Principal; until: number; expiresAtMs: number };
-type PrincipalRow = {
+/** A row of {@link PRINCIPAL_COLUMNS} and the members of a key, if one was shown. */
+export type PrincipalRow = {
   user_id: string;
   login: string;
   profile_type_id: string;
@@ -62,8 +64,12 @@ type PrincipalRow = {
   expires_at: Date | null;
 };
 
-/** Whom session tokens of this network are for. */
-export const AUDIENCE = 'sallyport-request';
+/** Whom session tokens of a network are for. */
+export function audienceOf(network: NetworkName): string {
+  return `sallyport-${network}`;
+}
+
+const KEY_PREFIX = 'sp_';
 const REMEMBER_MS = 10_000;
 const MAX_REMEMBERED = 10_000;
 const FLUSH_MS = 30_000;
@@ -72,14 +78,14 @@ const BEARER = 'bearer ';
 
 /** Opens the memory of one process for who is who. */
 export function openPrincipals(options: PrincipalsOptions): Principals {
-  const { db, clock, log, hearsChanges } = options;
+  const { clock, log, keys, hearsChanges } = options;
   const remembered = new Map<string, Remembered>();
   const used = new Map<string, Date>();
   let generation = 0;
 
   const find = async (token: string): Promise<Principal> => {
     const mine = generation;
-    const found = await (token.startsWith('sp_') ? findByKey : findBySession)(options, token);
+    const found = await findPrincipal(options, token);
     if (hearsChanges() && mine === generation) {
       if (remembered.size >= MAX_REMEMBERED) {
         const oldest = remembered.keys().next();
@@ -100,7 +106,7 @@ export function openPrincipals(options: PrincipalsOptions): Principals {
       ([id, at]) => [id, new Date(Math.floor(at.getTime() / MINUTE_MS) * MINUTE_MS)] as const,
     );
     used.clear();
-    await noteKeysUsed(db, new Map(minutes));
+    if (minutes.length > 0) await keys?.noteUsed(new Map(minutes));
   };
   const timer = setInterval(() => {
     flush().catch((err: unknown) => log.warn({ err }, 'could not note which keys were used'));
@@ -133,20 +139,21 @@ export function openPrincipals(options: PrincipalsOptions): Principals {
   };
 }
 
-type Found = { principal: Principal; expiresAtMs: number };
+/** Who was found, and until when at most they may be remembered. */
+export type FoundPrincipal = { principal: Principal; expiresAtMs: number };
 
-async function findByKey(options: PrincipalsOptions, token: string): Promise<Found> {
-  if (!parseApiKey(token)) throw unauthenticated();
-  const values = [hashApiKey(token, options.apiKeySecret), options.clock.now()];
-  return toFound(await runPrepared<PrincipalRow>(options.db, FIND_BY_KEY, values));
+function findPrincipal(options: PrincipalsOptions, token: string): Promise<FoundPrincipal> {
+  if (!token.startsWith(KEY_PREFIX)) return findBySession(options, token);
+  if (!options.keys) throw unauthenticated();
+  return options.keys.find(token);
 }
 
-async function findBySession(options: PrincipalsOptions, token: string): Promise<Found> {
-  const { db, clock, sessionKey, issuer } = options;
-  const realm = { issuer, audience: AUDIENCE };
+async function findBySession(options: PrincipalsOptions, token: string): Promise<FoundPrincipal> {
+  const { db, clock, network, sessionKey, issuer } = options;
+  const realm = { issuer, audience: audienceOf(network) };
   const claims = await verifySessionToken(sessionKey, token, { realm, clock });
   const values = [claims.userId, claims.generation];
-  const found = toFound(await runPrepared<PrincipalRow>(db, FIND_BY_SESSION, values));
+  const found = toPrincipal(network, await runPrepared<PrincipalRow>(db, FIND_BY_SESSION, values));
   // A token's own end is nearer than its signature is checked again: at most by the memory's time.
   return { ...found, expiresAtMs: expiryOf(token) };
 }
@@ -156,10 +163,15 @@ function expiryOf(token: string): number {
   return (JSON.parse(payload) as { exp: number }).exp * 1_000;
 }
 
-function toFound([row]: PrincipalRow[]): Found {
+/**
+ * The principal of the row that a look-up gave.
+ * @throws SallyportError `unauthenticated` when it gave none.
+ */
+export function toPrincipal(network: NetworkName, [row]: PrincipalRow[]): FoundPrincipal {
   if (!row) throw unauthenticated();
+  const prefix = `${network}:`;
   const roles = row.roles.flatMap((grant) =>
-    grant.startsWith('request:') ? [grant.slice('request:'.length) as Role] : [],
+    grant.startsWith(prefix) ? [grant.slice(prefix.length) as Role] : [],
   );
   return {
     expiresAtMs: row.expires_at?.getTime() ?? Infinity,
@@ -176,19 +188,12 @@ function toFound([row]: PrincipalRow[]): Found {
   };
 }
 
-const USER_COLUMNS = 'u.id as user_id, u.login, u.profile_type_id, u.roles';
-const FIND_BY_KEY = {
-  name: 'find_principal_by_key',
-  text: `
-    select ${USER_COLUMNS}, 0 as generation, k.id as key_id, k.scopes, k.expires_at
-    from api_keys k join users u on u.id = k.user_id
-    where k.hash = $1 and k.revoked_at is null and (k.expires_at is null or k.expires_at > $2)
-      and not u.disabled`,
-};
+/** What a look-up reads of the user `u`. */
+export const PRINCIPAL_COLUMNS = 'u.id as user_id, u.login, u.profile_type_id, u.roles';
 const FIND_BY_SESSION = {
   name: 'find_principal_by_session',
   text: `
-    select ${USER_COLUMNS}, c.generation, null as key_id, null as scopes, null as expires_at
+    select ${PRINCIPAL_COLUMNS}, c.generation, null as key_id, null as scopes, null as expires_at
     from users u join credentials c on c.user_id = u.id
     where u.id = $1 and c.generation = $2 and not u.disabled`,
 };
