@@ -1,4 +1,3 @@
-import { createHmac } from 'node:crypto';
 import { fileURLToPath } from 'node:url';
 import {
   listen,
@@ -16,6 +15,7 @@ import {
   API_KEYS_FILE,
   SESSION_KEY_FILE,
   openPrincipals,
+  pageSecretOf,
   readSecret,
   type Principals,
 } from '@sallyport/shared';
@@ -143,7 +143,7 @@ export async function openNetwork(
       estimates: createEstimates(db, clock),
       sessionKey,
       apiKeySecret,
-      pageSecret: createHmac('sha256', apiKeySecret).update('page-token').digest(),
+      pageSecret: pageSecretOf(apiKeySecret),
       async close() {
         await principals.close();
         await listener.close();

@@ -1,4 +1,4 @@
-import type { Settings } from '@sallyport/shared';
+import { etagOf, type Settings } from '@sallyport/shared';
 import type { RequestView } from './request-schemas.js';
 import { isFinal } from './requests.js';
 
@@ -21,18 +21,4 @@ export function viewHeaders(settings: Settings, view: RequestView): Record<strin
   const headers: Record<string, string> = { ETag: etagOf(view.version) };
   if (!isFinal(view.status)) headers['Retry-After'] = String(retryAfterS(settings, view.status));
   return headers;
-}
-
-/** The entity tag of a version. */
-export function etagOf(version: number): string {
-  return `"${version}"`;
-}
-
-/** Whether If-None-Match names the tag (RFC 9110, weak comparison). */
-export function matchesEtag(ifNoneMatch: string | undefined, etag: string): boolean {
-  if (ifNoneMatch === undefined) return false;
-  return ifNoneMatch.split(',').some((each) => {
-    const tag = each.trim().replace(/^W\//, '');
-    return tag === '*' || tag === etag;
-  });
 }

@@ -8,9 +8,10 @@ import {
   type Priority,
   type StreamName,
   type Tier,
+  readPageToken,
+  writePageToken,
 } from '@sallyport/shared';
 import { BATCH_OF_REQUEST } from '@sallyport/transfer';
-import { readPageToken, writePageToken } from './page-token.js';
 import type {
   RequestListSchema,
   RequestPage,

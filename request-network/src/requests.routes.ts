@@ -5,6 +5,8 @@ import {
   HTTP_JSON_CODES,
   JSON_BODY_LIMITS,
   SallyportError,
+  etagOf,
+  matchesEtag,
   readBody,
   requireMediaType,
   type Answer,
@@ -16,7 +18,7 @@ import {
 import { parseBulk } from './bulks.js';
 import { MAX_KEY_LENGTH, fingerprintOf, runOnce, type Reply } from './idempotency.js';
 import type { RequestNetwork } from './network.js';
-import { etagOf, matchesEtag, retryAfterS, viewHeaders } from './polling.js';
+import { retryAfterS, viewHeaders } from './polling.js';
 import { cutLines } from './result-lines.js';
 import { noteFetched, openResult, type ReadableResult } from './result-reads.js';
 import {

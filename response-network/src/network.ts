@@ -1,6 +1,7 @@
 import { userInfo } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import {
+  API_KEYS_FILE,
   CHANGED_CHANNEL,
   IDENTITY_CHANGED,
   RULES_CHANGED,
@@ -11,6 +12,7 @@ import {
   loadSessionKey,
   openDatabase,
   openPrincipals,
+  pageSecretOf,
   readSecret,
   readSettings,
   requireMigrated,
@@ -47,6 +49,7 @@ export type ResponseNetwork = OpenNetwork & {
   log: Log;
   principals: Principals;
   sessionKey: SessionKey;
+  pageSecret: Buffer;
   /** As of the last {@link refreshSettings}. */
   settings(): Settings;
   refreshSettings(): Promise<Settings>;
@@ -115,6 +118,9 @@ export async function openNetwork(
       escrow: config.ESCROW_RECIPIENT,
     });
     const sessionKey = await loadSessionKey(await readSecret(folders.keys, SESSION_KEY_FILE));
+    const pageSecret = pageSecretOf(
+      Buffer.from(await readSecret(folders.keys, API_KEYS_FILE), 'base64url'),
+    );
     const listener = listen(
       config.DATABASE_URL,
       {
@@ -146,6 +152,7 @@ export async function openNetwork(
       log,
       principals,
       sessionKey,
+      pageSecret,
       settings: () => settings,
       refreshSettings,
       async close() {

@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto';
+import { createHmac, randomBytes } from 'node:crypto';
 import { chmod, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { SallyportError } from './errors.js';
@@ -32,6 +32,11 @@ export async function readSecret(folder: string, name: string): Promise<string> 
       next: 'Run init once; it makes what is missing.',
     });
   }
+}
+
+/** The key that page tokens are sealed with, made from another secret of the network. */
+export function pageSecretOf(secret: Buffer): Buffer {
+  return createHmac('sha256', secret).update('page-token').digest();
 }
 
 async function writeOnce(path: string, make: () => Promise<string>): Promise<void> {
