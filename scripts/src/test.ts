@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process';
+import { spawn, type ChildProcess, type StdioOptions } from 'node:child_process';
 import { mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -13,6 +13,7 @@ import { startServices } from './development-services.js';
  */
 const root = resolve(fileURLToPath(import.meta.url), '../../..');
 const PACKAGES = ['shared', 'transfer', 'request-network', 'response-network'];
+const MOCHA = 'node_modules/mocha/bin/mocha.js';
 const DRILLS = join('scripts', 'dist', 'drills');
 /** What is about files: another database or queue changes nothing. */
 const FILES_ONLY = /^transfer\/dist\/(?:format|second-validator)\/|\/passphrase\.test\.js$/;
@@ -40,14 +41,16 @@ async function main(): Promise<number> {
       ...(services.redisUrl && { TEST_REDIS_URL: services.redisUrl }),
     };
     const mocha = (files: string[], more: NodeJS.ProcessEnv = {}) =>
-      run('node_modules/mocha/bin/mocha.js', files, { ...env, ...more });
+      run(MOCHA, files, { ...env, ...more });
     if (!whole) return await mocha(listTests());
     const isDrill = (file: string) => file.startsWith(DRILLS);
     const measured = listTests().filter((file) => !isDrill(file));
+    // Processes that are killed by the hundred measure nothing, and mostly wait: they run beside.
+    const drills = values.drills ? listTests().filter(isDrill) : [];
+    const drilled = drills.length > 0 ? runBeside(MOCHA, drills, env) : undefined;
     const failed = await mocha(measured, { NODE_V8_COVERAGE: emptyFolder('coverage/raw') });
-    // Processes that are killed by the hundred measure nothing.
-    const drilled = failed || !values.drills ? failed : await mocha(listTests().filter(isDrill));
-    return drilled || (await checkCoverage());
+    const drillFailed = (await drilled)?.show();
+    return failed || drillFailed || (await checkCoverage());
   } finally {
     await services.stop();
   }
@@ -94,14 +97,45 @@ function emptyFolder(name: string): string {
   return folder;
 }
 
-async function run(script: string, args: string[], env: NodeJS.ProcessEnv = {}): Promise<number> {
-  const child = spawn(process.execPath, [join(root, script), ...args], {
+/** Runs a script whose output is kept until it is asked for; `show` writes it and gives its code. */
+async function runBeside(
+  script: string,
+  args: string[],
+  env: NodeJS.ProcessEnv,
+): Promise<{ show(): number }> {
+  const child = start(script, args, { env, stdio: ['ignore', 'pipe', 'pipe'] });
+  const output: Buffer[] = [];
+  for (const stream of [child.stdout, child.stderr]) {
+    stream?.on('data', (chunk: Buffer) => output.push(chunk));
+  }
+  const code = await exitOf(child);
+  return {
+    show() {
+      process.stdout.write(Buffer.concat(output));
+      return code;
+    },
+  };
+}
+
+function run(script: string, args: string[], env: NodeJS.ProcessEnv = {}): Promise<number> {
+  return exitOf(start(script, args, { env, stdio: 'inherit' }));
+}
+
+function start(
+  script: string,
+  args: string[],
+  { env, stdio }: { env: NodeJS.ProcessEnv; stdio: StdioOptions },
+): ChildProcess {
+  return spawn(process.execPath, [join(root, script), ...args], {
     cwd: root,
-    stdio: 'inherit',
+    stdio,
     env: { ...process.env, ...env },
   });
+}
+
+async function exitOf(child: ChildProcess): Promise<number> {
   return new Promise((resolveCode, reject) => {
     child.once('error', reject);
-    child.once('exit', (code) => resolveCode(code ?? 1));
+    child.once('close', (code) => resolveCode(code ?? 1));
   });
 }
