@@ -23,7 +23,7 @@ import { removeIfThere, syncDirectory } from '../format/durable-file.js';
 import { isSameFile, removeFile } from './inbox.js';
 import { someAtOnce } from './some-at-once.js';
 import type { FarKey } from '../keys/links.js';
-import { SMALL_BYTES } from './open-candidate.js';
+import { SMALL_BYTES } from '../format/body.js';
 
 /** Where many small batches come, and whose apply functions take the batch from each record. */
 const GROUPED: readonly StreamName[] = ['requests'];

@@ -1,9 +1,6 @@
 import type { Candidate } from './candidate.js';
-import { openBody, readBody } from '../format/body.js';
+import { SMALL_BYTES, openBody, readBody } from '../format/body.js';
 import type { PlainBody } from '../format/records.js';
-
-/** Bodies of at most this size, unpacked, are small: of a few hundred requests. */
-export const SMALL_BYTES = 256 * 1024;
 
 /**
  * Opens the body of a verified batch: a small one in memory, because files cost more than opening it,
