@@ -1,5 +1,11 @@
 import type { Express } from 'express';
-import { addSessionRoutes, createApp, createRoutes, pingDatabase } from '@sallyport/shared';
+import {
+  addNoticeRoutes,
+  addSessionRoutes,
+  createApp,
+  createRoutes,
+  pingDatabase,
+} from '@sallyport/shared';
 import { addAccountRoutes } from './accounts.routes.js';
 import { VERSION, type RequestNetwork } from './network.js';
 import { addRequestRoutes } from './requests.routes.js';
@@ -19,6 +25,7 @@ export function createRequestApp(
   });
   addRequestRoutes(routes, network, onUrgent);
   addAccountRoutes(routes, network);
+  addNoticeRoutes(routes, network);
   return createApp({
     title: 'Sallyport request network',
     version: VERSION,

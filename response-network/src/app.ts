@@ -1,5 +1,6 @@
 import type { Express } from 'express';
 import {
+  addNoticeRoutes,
   addSessionRoutes,
   createApp,
   createRoutes,
@@ -20,6 +21,7 @@ export function createResponseApp(network: ResponseNetwork): Express {
     issuer: network.node.name,
     settings: () => network.settings(),
   });
+  addNoticeRoutes(routes, network);
   return createApp({
     title: 'Sallyport response network',
     version: VERSION,

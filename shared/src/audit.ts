@@ -26,6 +26,11 @@ const ZEROS = '0'.repeat(64);
 const LOCK = 7_215_002;
 const PAGE = 1_000;
 
+/** How the audit log names a person who acts over HTTP. */
+export function actorOf({ login }: { login: string }): string {
+  return `user:${login}`;
+}
+
 /** Appends to the audit log; other writers wait until the transaction ends. */
 export async function appendAudit(tx: Transaction, entry: AuditEntry): Promise<void> {
   await rows(tx, 'select pg_advisory_xact_lock(?)', [LOCK]);

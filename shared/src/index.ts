@@ -16,6 +16,8 @@ export * from './ids.js';
 export * from './json.js';
 export * from './log.js';
 export * from './network-events.js';
+export * from './notices.js';
+export * from './notices.routes.js';
 export * from './openapi.js';
 export * from './page-token.js';
 export * from './passwords.js';

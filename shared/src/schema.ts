@@ -19,6 +19,14 @@ export const UserTime = Type.String({
   description: 'a time such as 2026-01-31T09:30:00Z, in the years 0001 to 9999',
 });
 
+/** Why somebody does what needs a reason; it goes into the audit log. */
+export const ReasonText = Type.String({
+  minLength: 1,
+  maxLength: 500,
+  pattern: '\\S',
+  description: 'a sentence of 1 to 500 characters that says why',
+});
+
 const MAX_ERRORS = 20;
 
 const strictAjv = formats.default(new Ajv({ strict: true, allowUnionTypes: true, verbose: true }));
