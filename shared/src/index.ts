@@ -1,4 +1,5 @@
 export * from './api-keys.js';
+export * from './audit-checks.js';
 export * from './audit.js';
 export * from './canonical-json.js';
 export * from './clock.js';
@@ -28,6 +29,7 @@ export * from './queue.js';
 export * from './records.js';
 export * from './running-workers.js';
 export * from './schema.js';
+export * from './service-role.js';
 export * from './session-tokens.js';
 export * from './sessions.js';
 export * from './sessions.routes.js';

@@ -4,6 +4,7 @@ import {
   appendAudit,
   EXIT,
   formatTable,
+  grantService,
   migrate,
   onShutdown,
   printable,
@@ -95,12 +96,16 @@ export function administrationCommands<Opened extends OpenNetwork>(
       },
     },
     migrate: {
-      usage: 'migrate',
-      does: 'Brings the database up to date.',
-      async run() {
-        const applied = await migrateNetwork(installation());
-        const text = applied.length ? `Applied ${applied.join(', ')}.` : 'Nothing to do.';
-        return { text, data: { applied } };
+      usage: 'migrate [--grant ROLE]',
+      does:
+        'Brings the database up to date; with --grant gives another role of the database what serve ' +
+        'and work need, without the right to change the audit log.',
+      values: ['grant'],
+      async run({ values: { grant } }) {
+        const applied = await migrateNetwork(installation(), grant);
+        const text = applied.length ? `Applied ${applied.join(', ')}.` : 'Nothing to apply.';
+        const granted = grant === undefined ? '' : ` ${grant} may serve and work.`;
+        return { text: `${text}${granted}`, data: { applied, granted: grant ?? null } };
       },
     },
     ...keyCommands(installation, used),
@@ -170,14 +175,19 @@ export async function withNetwork<Opened extends OpenNetwork, T>(
   }
 }
 
-/** Applies the migrations that the database lacks and returns their names. */
-export async function migrateNetwork(installation: {
-  databaseUrl: string;
-  migrations: string[];
-}): Promise<string[]> {
+/**
+ * Applies the migrations that the database lacks and returns their names; then gives `role`, where
+ * there is one, what a running network needs.
+ */
+export async function migrateNetwork(
+  installation: { databaseUrl: string; migrations: string[] },
+  role?: string,
+): Promise<string[]> {
   const db = openDatabase(installation.databaseUrl, { poolMax: 2 });
   try {
-    return await migrate(db, installation.migrations);
+    const applied = await migrate(db, installation.migrations);
+    if (role !== undefined) await db.transaction((tx) => grantService(tx, role));
+    return applied;
   } finally {
     await db.destroy();
   }
