@@ -1,7 +1,6 @@
 import { createHash } from 'node:crypto';
 import { canonicalJson } from './canonical-json.js';
 import { rows, type Database, type Transaction } from './database.js';
-import type { Principal } from './principals.js';
 
 /** Who did what to what. `details` is small, JSON, and free of secrets. */
 export type AuditEntry = {
@@ -66,11 +65,6 @@ export async function appendAudit(tx: Transaction, entry: AuditEntry): Promise<v
     prev,
     hash: hashEntry(prev, stored),
   });
-}
-
-/** How the audit log names somebody who called the API. */
-export function actorOf({ login }: Pick<Principal, 'login'>): string {
-  return `user:${login}`;
 }
 
 /** The newest hash of the audit chain, 64 hexadecimal digits; zeros while it is empty. */
