@@ -12,6 +12,7 @@ import {
   type SessionKey,
   CHANGED_CHANNEL,
   IDENTITY_CHANGED,
+  RULES_CHANGED,
   API_KEYS_FILE,
   SESSION_KEY_FILE,
   openPrincipals,
@@ -110,6 +111,7 @@ export async function openNetwork(
         sallyport_sealed: () => waiters.check(),
         [CHANGED_CHANNEL]: (what) => {
           if (what === IDENTITY_CHANGED) principals.drop();
+          if (what === RULES_CHANGED) replica.drop();
           waiters.check();
         },
       },

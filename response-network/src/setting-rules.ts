@@ -1,5 +1,7 @@
 import {
   appendAudit,
+  notifyChanged,
+  RULES_CHANGED,
   settingRecordId,
   storeSetting,
   type StoredSetting,
@@ -19,6 +21,7 @@ export async function changeSetting(
 ): Promise<StoredSetting> {
   const stored = await storeSetting(tx, wanted, now);
   await sendRecords(tx, 'settings', [settingRecord(stored)], now);
+  await notifyChanged(tx, RULES_CHANGED);
   // Running workers take a changed cadence at once.
   await tx.raw(`select pg_notify('sallyport_settings', ?)`, [stored.key]);
   const { key: subject, version, value } = stored;

@@ -21,6 +21,8 @@ const HTTP_CODES = {
   'no-result': [409, 'The request ended without a result'],
   'version-conflict': [409, 'Somebody else changed this first'],
   'already-exists': [409, 'It exists already'],
+  'last-admin': [409, 'Somebody must stay who can administer this'],
+  'own-account': [409, 'You may not do this to yourself'],
   'in-flight': [409, 'The same key is being processed right now'],
   'result-purged': [410, 'The result has been purged'],
   'body-too-large': [413, 'The body is too large'],

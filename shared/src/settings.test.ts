@@ -2,16 +2,15 @@ import { expect } from 'chai';
 import { pino } from 'pino';
 import { sharedMigrations } from './database.js';
 import { settingRecordId } from './records.js';
+import { checkSetting, defaultSettings, isSetting, SETTINGS } from './settings.js';
 import {
   applySettings,
-  checkSetting,
-  defaultSettings,
-  isSetting,
+  changeLocalSetting,
   listStoredSettings,
   readSettings,
-  SETTINGS,
+  readSettingState,
   storeSetting,
-} from './settings.js';
+} from './stored-settings.js';
 import { createTestDatabase, type TestDatabase } from './testing.js';
 
 const NOW = new Date('2026-03-01T12:00:00.000Z');
@@ -90,6 +89,35 @@ describe('settings', () => {
     });
   });
 
+  describe('changeLocalSetting', () => {
+    const by = { actor: 'user:root', now: NOW };
+    const override = (change: { key: string; value: unknown; expected?: number }) =>
+      test.db.transaction((tx) => changeLocalSetting(tx, { reason: 'tried out', ...change }, by));
+    const codeOf = async (attempt: Promise<unknown>) =>
+      ((await attempt.catch((e: unknown) => e)) as { code?: string }).code;
+
+    it('wins here, is not synced, and ends', async () => {
+      const key = 'banner.text';
+      await override({ key, value: 'Drill today', expected: 0 });
+      const state = await readSettingState(test.db, key);
+      expect(state).to.include({ value: 'Drill today', source: 'local', syncedValue: null });
+      expect(await listStoredSettings(test.db)).to.deep.equal([]);
+      await set(key, 'Welcome');
+      expect((await readSettings(test.db, silent([])))[key]).to.equal('Drill today');
+      await override({ key, value: undefined });
+      expect((await readSettings(test.db, silent([])))[key]).to.equal('Welcome');
+    });
+
+    it('refuses what is not local, out of range, unknown, or was changed meanwhile', async () => {
+      expect(await codeOf(override({ key: 'session.minutes', value: 20 }))).to.equal('bad-field');
+      expect(await codeOf(override({ key: 'banner.text', value: 7 }))).to.equal('bad-field');
+      expect(await codeOf(override({ key: 'no.such', value: undefined }))).to.equal('not-found');
+      const change = { key: 'banner.text', value: 'x', expected: 0 };
+      await override(change);
+      expect(await codeOf(override(change))).to.equal('version-conflict');
+    });
+  });
+
   describe('storeSetting', () => {
     it('raises the version with every change', async () => {
       await set('session.minutes', 20);
@@ -119,6 +147,27 @@ describe('settings', () => {
       ]);
     });
 
+    it('keeps what it ignores out of force and says so in the audit log', async () => {
+      await apply([{ key: 'session.minutes', version: 3, value: 33 }]);
+      const audited = async () => {
+        const found = await test.db<{ subject: string }>('audit_log').orderBy('position');
+        return found.map(({ subject }) => subject);
+      };
+      const before = (await audited()).length;
+      await apply([
+        { key: 'session.minutes', version: 2, value: 22 },
+        { key: 'password.min_length', version: 1, value: 1 },
+        { key: 'future.setting', version: 1, value: 1 },
+      ]);
+      expect((await audited()).slice(before)).to.deep.equal([
+        'session.minutes',
+        'password.min_length',
+        'future.setting',
+      ]);
+      const settings = await readSettings(test.db, silent([]));
+      expect(settings).to.include({ 'session.minutes': 33, 'password.min_length': 12 });
+    });
+
     it('takes from a snapshot what a restore made older', async () => {
       await apply([{ key: 'session.minutes', version: 3, value: 33 }]);
       await apply([{ key: 'session.minutes', version: 1, value: 11 }], 'snapshot');
@@ -140,8 +189,12 @@ describe('settings', () => {
       await apply([{ key: 'password.min_length', version: 2, value: 15 }], 'snapshot');
       expect((await listStoredSettings(test.db)).map(({ key }) => key)).to.deep.equal([
         'password.min_length',
-        'schedule.housekeeping',
       ]);
+      expect(await readSettingState(test.db, 'schedule.housekeeping')).to.deep.include({
+        source: 'local',
+        value: 9,
+        syncedValue: null,
+      });
     });
 
     async function apply(

@@ -1,8 +1,6 @@
 import { Type, type Static, type TSchema } from 'typebox';
-import { rows, type Database, type Transaction } from './database.js';
 import { SallyportError } from './errors.js';
-import type { Log } from './log.js';
-import { STREAMS, STREAM_NAMES, type StreamName } from './records.js';
+import { LimitsSchema, STREAMS, STREAM_NAMES, type Limits, type StreamName } from './records.js';
 import { compileSchema } from './schema.js';
 import { WORKERS, type WorkerName } from './workers.js';
 
@@ -43,6 +41,7 @@ export const Argon2RangeSchema = Type.Object(
 export type Argon2Range = Static<typeof Argon2RangeSchema>;
 
 const GIB = 1024 ** 3;
+const HOST = '[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?';
 
 const GENERAL = {
   'transfer.not_after_days': setting(
@@ -102,14 +101,63 @@ const GENERAL = {
     32,
     'Searches that run against Elasticsearch at the same time, at most.',
   ),
+  'retention.results_days': setting(
+    whole(1, 3_650),
+    30,
+    'Days that the response network keeps an answer, and the request network one whose user has no profile type.',
+  ),
+  'retention.events_days': setting(
+    whole(1, 3_650),
+    365,
+    'Days that the timeline of a request is kept after it ended.',
+  ),
+  'retention.batches_days': setting(
+    whole(1, 3_650),
+    90,
+    'Days that the file of an imported batch is kept in the archive.',
+  ),
+  'retention.notices_days': setting(whole(1, 3_650), 90, 'Days that a notice is kept.'),
+  'notices.smtp_host': setting(
+    Type.Unsafe<string>({ type: 'string', pattern: `^(?:${HOST})?$`, maxLength: 253 }),
+    '',
+    'Host name of the mail relay; empty: no mail is sent.',
+    { local: true },
+  ),
+  'notices.smtp_port': setting(whole(1, 65_535), 25, 'Port of the mail relay.', { local: true }),
+  'notices.smtp_from': setting(
+    Type.Unsafe<string>({ type: 'string', pattern: '^(?:[^\\s@<>]{1,64}@[^\\s@<>]{1,189})?$' }),
+    '',
+    'Address that mail comes from.',
+    { local: true },
+  ),
+  'notices.webhook_hosts': setting(
+    Type.Array(Type.String({ pattern: `^${HOST}$`, maxLength: 253 }), {
+      maxItems: 100,
+      uniqueItems: true,
+    }),
+    [],
+    'Host names that webhooks may be sent to.',
+    { local: true },
+  ),
+  'banner.text': setting(
+    Type.String({ maxLength: 500 }),
+    '',
+    'What everybody reads at the top of the console; empty: nothing.',
+    { local: true },
+  ),
 } as const;
 
 type ScheduleKey = `schedule.${WorkerName}`;
 type CryptKey = `transfer.crypt.${StreamName}`;
 type Crypt = 'age' | 'none';
+/** Of `control` nothing is ever held: what must be told first would never be. */
+type PauseKey = `pause.${Exclude<StreamName, 'control'>}`;
+type LimitKey = `limits.${keyof Limits}`;
 type Table = typeof GENERAL &
+  Record<LimitKey, SettingSpec<ReturnType<typeof whole>>> &
   Record<ScheduleKey, SettingSpec<ReturnType<typeof whole>>> &
-  Record<CryptKey, SettingSpec<ReturnType<typeof Type.Unsafe<Crypt>>>>;
+  Record<CryptKey, SettingSpec<ReturnType<typeof Type.Unsafe<Crypt>>>> &
+  Record<PauseKey, SettingSpec<ReturnType<typeof Type.Boolean>>>;
 
 export type SettingKey = keyof Table;
 /** Every setting with the value that is in force. */
@@ -143,10 +191,53 @@ function cryptSettings(): [CryptKey, SettingSpec][] {
   ]);
 }
 
+/** What a profile type gets that is made without limits; what they mean stands in the schema. */
+const LIMITS: Readonly<Record<keyof Limits, readonly [value: number, meaning: string]>> = {
+  submit_per_minute: [60, 'Submits a minute'],
+  submit_per_hour: [1_000, 'Requests an hour'],
+  submit_per_day: [10_000, 'Requests a day'],
+  read_per_minute: [600, 'Reads a minute'],
+  warn_percent: [80, 'Percent of a limit from which a user is warned'],
+  ceiling_percent: [110, 'Percent of a limit that a grace period admits'],
+  grace_s: [300, 'Seconds of a grace period'],
+  rearm_minute_s: [3_600, 'Seconds between two grace periods of the minute limit'],
+  rearm_hour_s: [86_400, 'Seconds between two grace periods of the hour limit'],
+  rearm_day_s: [604_800, 'Seconds between two grace periods of the day limit'],
+  open_requests: [100_000, 'Requests of one user that may be open'],
+  stored_bytes: [10 * GIB, 'Bytes of results that are kept for one user'],
+};
+
+function limitSettings(): [LimitKey, SettingSpec][] {
+  return (Object.keys(LIMITS) as (keyof Limits)[]).map((name) => [
+    `limits.${name}`,
+    setting(
+      LimitsSchema.properties[name],
+      LIMITS[name][0],
+      `${LIMITS[name][1]}, in profile types that are made without; those there are keep theirs.`,
+    ),
+  ]);
+}
+
+function pauseSettings(): [PauseKey, SettingSpec][] {
+  return STREAM_NAMES.filter((name) => name !== 'control').map((name) => [
+    `pause.${name}`,
+    setting(
+      Type.Boolean(),
+      false,
+      `Whether nothing of the stream ${name} is sealed; what waits stays in the outbox.`,
+    ),
+  ]);
+}
+
 /** Every setting there is. */
 export const SETTINGS = Object.freeze({
   ...GENERAL,
-  ...Object.fromEntries([...scheduleSettings(), ...cryptSettings()]),
+  ...Object.fromEntries([
+    ...limitSettings(),
+    ...scheduleSettings(),
+    ...cryptSettings(),
+    ...pauseSettings(),
+  ]),
 }) as Readonly<Table>;
 
 /** Whether there is a setting of this name. */
@@ -177,83 +268,14 @@ export function defaultSettings(): Settings {
   return Object.fromEntries(entries) as Settings;
 }
 
-/**
- * The settings in force: default, then the synced value, then, for local settings, the local one.
- * Unknown keys and values out of range are ignored with a warning.
- */
-export async function readSettings(db: Database, log: Log): Promise<Settings> {
-  const stored = await db<{ key: string; value: unknown; local_value: unknown }>('settings').select(
-    'key',
-    'value',
-    'local_value',
-  );
-  const settings: Record<string, unknown> = defaultSettings();
-  for (const { key, value, local_value: localValue } of stored) {
-    const local = isSetting(key) && SETTINGS[key].local && localValue !== null;
-    const fault = isSetting(key) ? faultOf(key, local ? localValue : value) : 'is not known here';
-    if (fault) log.warn({ setting: key, fault }, 'ignored a setting');
-    else settings[key] = local ? localValue : value;
-  }
-  return settings as Settings;
+/** The limits of a profile type that is made without any. */
+export function defaultLimits(settings: Settings): Limits {
+  const names = Object.keys(LIMITS) as (keyof Limits)[];
+  return Object.fromEntries(names.map((name) => [name, settings[`limits.${name}`]])) as Limits;
 }
 
-export type StoredSetting = { key: string; version: number; value: unknown };
-
-/** Every setting that was ever set, as it crosses. */
-export async function listStoredSettings(db: Database): Promise<StoredSetting[]> {
-  return db<StoredSetting>('settings').select('key', 'version', 'value').orderBy('key');
-}
-
-/**
- * Gives a setting its next version with this value and returns it.
- * @throws SallyportError `not-found`, `bad-field` as {@link checkSetting}.
- */
-export async function storeSetting(
-  tx: Transaction,
-  { key, value }: { key: string; value: unknown },
-  now: Date,
-): Promise<StoredSetting> {
-  checkSetting(key, value);
-  const [stored] = await rows<StoredSetting>(
-    tx,
-    `insert into settings (key, version, value, updated_at) values (?, 1, ?::jsonb, ?)
-     on conflict (key) do update set
-       version = settings.version + 1, value = excluded.value, updated_at = excluded.updated_at
-     returning key, version, value`,
-    [key, JSON.stringify(value), now],
-  );
-  return stored as StoredSetting;
-}
-
-/**
- * Applies the `setting` records in `incoming`: the greatest version of each key wins; a snapshot is
- * the whole truth, because a key that a restore forgot starts again at version 1.
- */
-export async function applySettings(
-  tx: Transaction,
-  batch: { kind: string },
-  now: Date,
-): Promise<void> {
-  await rows(
-    tx,
-    `insert into settings (key, version, value, updated_at)
-     select distinct on (d->>'key') d->>'key', (d->>'version')::integer, d->'value', ?
-     from incoming where t = 'setting'
-     order by d->>'key', (d->>'version')::integer desc
-     on conflict (key) do update set
-       version = excluded.version, value = excluded.value, updated_at = excluded.updated_at
-     where excluded.version > settings.version or ?`,
-    [now, batch.kind === 'snapshot'],
-  );
-  if (batch.kind !== 'snapshot') return;
-  await rows(
-    tx,
-    `delete from settings s where s.local_value is null and not exists (
-       select 1 from incoming i where i.t = 'setting' and i.d->>'key' = s.key)`,
-  );
-}
-
-function faultOf(key: SettingKey, value: unknown): string | undefined {
+/** What is wrong with a value for a setting, after its name; undefined when nothing is. */
+export function faultOf(key: SettingKey, value: unknown): string | undefined {
   try {
     compileSchema(SETTINGS[key].schema)(value);
   } catch (error) {

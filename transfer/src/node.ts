@@ -22,6 +22,8 @@ export type Folders = {
 export type TransferOptions = {
   /** How bodies of a stream leave; streams that are always encrypted ignore `none`. */
   crypt(stream: StreamName): 'age' | 'none';
+  /** Whether nothing of a stream is to be sealed for now. */
+  paused(stream: StreamName): boolean;
   /** Days after which a batch of a stream that expires may no longer be imported. */
   notAfterDays: number;
   /** Days to keep the bytes of a batch after its acknowledgement. */

@@ -62,6 +62,7 @@ export async function openNode(options: {
     build,
     options: {
       crypt: (stream) => settings()[`transfer.crypt.${stream}`],
+      paused: (stream) => stream !== 'control' && settings()[`pause.${stream}`],
       get notAfterDays() {
         return settings()['transfer.not_after_days'];
       },

@@ -60,6 +60,7 @@ export async function makeTestNode(
     build: '0.1.0',
     options: {
       crypt: () => 'age',
+      paused: () => false,
       notAfterDays: 30,
       keepDays: 30,
       reserveBytes: 0,

@@ -32,7 +32,8 @@ export type Exported = { sealed: number; records: number };
  * Seals what waits in a stream into batches and publishes each. What arrives meanwhile is left for the
  * next call, so that it ends. Safe to kill at any moment: before `sealed` the same number is built
  * again, after it the bytes are fixed.
- * @returns what this call sealed; nothing when another exporter has the stream or nobody is trusted.
+ * @returns what this call sealed; nothing while the stream is paused, when another exporter has it, or
+ * nobody is trusted.
  */
 export async function exportStream(
   db: Database,
@@ -41,6 +42,10 @@ export async function exportStream(
   { signal }: { signal?: AbortSignal | undefined } = {},
 ): Promise<Exported> {
   const exported: Exported = { sealed: 0, records: 0 };
+  if (node.options.paused(stream)) {
+    node.log.debug({ stream }, 'stream is paused, nothing is sealed');
+    return exported;
+  }
   await sealAnnouncementFirst(db, node, stream);
   await whileHolding(db, node, stream, async (link) => {
     await publishSealed(db, node, stream);

@@ -43,6 +43,7 @@ async function importAlone(order: Order): Promise<void> {
     build: '0.1.0',
     options: {
       crypt: () => 'age',
+      paused: () => false,
       notAfterDays: 30,
       keepDays: 30,
       reserveBytes: 0,
