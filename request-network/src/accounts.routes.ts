@@ -72,6 +72,7 @@ export function addAccountRoutes(routes: Routes<Principal>, network: RequestNetw
     path: '/v1/me',
     summary: 'Who you are and what you may do',
     roles: ROLES,
+    beforePasswordChange: true,
     scope: 'requests:read',
     responses: { 200: { description: 'Your account.', schema: MeSchema } },
     async handler({ actor }) {

@@ -1,6 +1,8 @@
 import {
   FINAL_STATUSES,
+  MUST_CHANGE_PASSWORD,
   SallyportError,
+  liveSession,
   rows,
   runPrepared,
   unauthenticated,
@@ -58,7 +60,7 @@ export async function submitRequest(
   const statement = principal.keyId === null ? SUBMIT_BY_SESSION : SUBMIT_BY_KEY;
   const stored = await runPrepared(db, statement, [
     principal.userId,
-    principal.keyId ?? principal.generation,
+    principal.keyId ?? principal.sessionId,
     request.createdAt,
     streamOf(request.priority),
     request.id,
@@ -98,7 +100,7 @@ export async function submitMany(
   const column = <T>(read: (request: NewRequest) => T) => requests.map(read);
   const stored = await runPrepared<{ stored: number }>(db, statement, [
     principal.userId,
-    principal.keyId ?? principal.generation,
+    principal.keyId ?? principal.sessionId,
     first.createdAt,
     column((request) => streamOf(request.priority)),
     column((request) => request.id),
@@ -234,8 +236,8 @@ function arrayLiteral(values: string[]): string {
 
 // The guard is the truth about the principal; what the process remembers of it is only a shortcut.
 const SESSION_GUARD = `
-  select 1 from users u join credentials c on c.user_id = u.id
-  where u.id = $1 and not u.disabled and c.generation = $2 and $3::timestamptz is not null`;
+  select 1 from ${liveSession('$3')}
+  where s.id = $2 and u.id = $1 and not ${MUST_CHANGE_PASSWORD}`;
 const KEY_GUARD = `
   select 1 from users u join api_keys k on k.user_id = u.id
   where u.id = $1 and not u.disabled and k.id = $2 and k.revoked_at is null

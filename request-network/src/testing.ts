@@ -8,6 +8,7 @@ import {
   newId,
   rows,
   startServer,
+  startSession,
   storeCredential,
   storeDatasets,
   storeProfileTypes,
@@ -15,8 +16,7 @@ import {
   type Limits,
   type Priority,
   ROLES,
-  audienceOf,
-  issueSessionToken,
+  readCredential,
   type RecordData,
   type Role,
   type Transaction,
@@ -126,18 +126,20 @@ export async function openTestNetwork(): Promise<TestNetwork> {
 }
 
 /** A session token of the user of this login, as a log-in would give it. */
-async function makeToken(
-  { db, sessionKey, node, clock }: RequestNetwork,
-  login: string,
-): Promise<string> {
+async function makeToken(network: RequestNetwork, login: string): Promise<string> {
+  const { db, node } = network;
   const user = await findUserByLogin(db, login);
-  if (!user) throw new Error(`there is no user ${login}`);
-  const { token } = await issueSessionToken(
-    sessionKey,
-    { userId: user.id, sessionId: newId(), generation: 1 },
-    { realm: { issuer: node.name, audience: audienceOf('request') }, clock, minutes: 15 },
-  );
-  return token;
+  const credential = user && (await readCredential(db, user.id));
+  if (!credential) throw new Error(`there is no user ${login}`);
+  const issuer = {
+    ...network,
+    network: 'request' as const,
+    issuer: node.name,
+    settings: network.replica.settings(),
+  };
+  const origin = { address: '127.0.0.1', client: 'test' };
+  const session = await db.transaction((tx) => startSession(tx, { credential, origin }, issuer));
+  return session.token;
 }
 
 /** An API key of a user. */

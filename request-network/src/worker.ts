@@ -1,5 +1,6 @@
 import {
   openQueues,
+  pruneSessions,
   startWorkers,
   type ClosingStep,
   type Queues,
@@ -101,6 +102,7 @@ export function requestWorkers(network: RequestNetwork): Partial<Record<WorkerNa
     async housekeeping() {
       const { settings } = await replica.rules();
       await keepHouse(db, { now: clock.now(), settings, log });
+      await pruneSessions(db, clock.now());
       await pruneStore(db, node);
       await pruneOutbox(db, node);
       await pruneCustody(db, node);

@@ -3,16 +3,16 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
   ROLES,
-  audienceOf,
   checkQuery,
   createLog,
   findUserByLogin,
   hashPassword,
-  issueSessionToken,
+  readCredential,
   makeSecrets,
   newId,
   rows,
   startServer,
+  startSession,
   storeCredential,
   storeDatasets,
   storeProfileTypes,
@@ -319,15 +319,19 @@ export async function openTestApi(): Promise<TestApi> {
 }
 
 async function makeToken(network: ResponseNetwork, login: string): Promise<string> {
-  const { db, sessionKey, node, clock } = network;
+  const { db, node } = network;
   const user = await findUserByLogin(db, login);
-  if (!user) throw new Error(`there is no user ${login}`);
-  const { token } = await issueSessionToken(
-    sessionKey,
-    { userId: user.id, sessionId: newId(), generation: 1 },
-    { realm: { issuer: node.name, audience: audienceOf('response') }, clock, minutes: 15 },
-  );
-  return token;
+  const credential = user && (await readCredential(db, user.id));
+  if (!credential) throw new Error(`there is no user ${login}`);
+  const issuer = {
+    ...network,
+    network: 'response' as const,
+    issuer: node.name,
+    settings: network.settings(),
+  };
+  const origin = { address: '127.0.0.1', client: 'test' };
+  const session = await db.transaction((tx) => startSession(tx, { credential, origin }, issuer));
+  return session.token;
 }
 
 async function seedPeople(db: TestDatabase['db'], now: Date): Promise<void> {

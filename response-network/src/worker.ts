@@ -2,6 +2,7 @@ import {
   listen,
   listWorkers,
   openQueues,
+  pruneSessions,
   startWorkers,
   type ClosingStep,
   type Queues,
@@ -115,6 +116,7 @@ export function workersOf(
     housekeeping: async () => {
       const freed = await freeExpiredLeases(db, clock.now());
       const { expired } = await expireRequests(db, clock.now());
+      await pruneSessions(db, clock.now());
       const pruned =
         (await pruneStore(db, node)) +
         (await pruneOutbox(db, node)) +

@@ -10,6 +10,7 @@ const HTTP_CODES = {
   'role-missing': [403, 'Your role does not allow this'],
   'dataset-forbidden': [403, 'You have no right to this dataset'],
   'tier-forbidden': [403, 'Your tier does not allow this'],
+  'password-change-required': [403, 'Change your password first'],
   'approval-same-person': [403, 'A second person must decide this'],
   blocked: [403, 'An administrator has blocked this'],
   'not-found': [404, 'Not found'],

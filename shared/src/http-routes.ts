@@ -15,6 +15,8 @@ export type Actor = {
   roles: readonly Role[];
   /** What an API key was made for; a session may do all that its user may. */
   scopes: readonly string[] | 'all';
+  /** Until they have, they may do nothing else. */
+  mustChangePassword?: boolean;
 };
 
 /** What a route answers; without one it has written the answer itself (streams). */
@@ -49,6 +51,8 @@ export type RouteSpec<A, Query extends TSchema, Body extends TSchema> = {
   roles: readonly Role[];
   /** What an API key must have been made for. */
   scope?: string;
+  /** Also for somebody who must change the password first. */
+  beforePasswordChange?: boolean;
   /** Without one, query parameters are refused. */
   query?: Query;
   /** The JSON body. */
@@ -65,7 +69,7 @@ export type RouteSpec<A, Query extends TSchema, Body extends TSchema> = {
 /** What the OpenAPI document and the 405 answer need to know of a route. */
 export type RouteSummary = Omit<
   RouteSpec<unknown, TSchema, TSchema>,
-  'handler' | 'limits' | 'roles'
+  'handler' | 'limits' | 'roles' | 'beforePasswordChange'
 > & { roles: readonly Role[] | 'public'; pattern: RegExp };
 
 type Public<Query extends TSchema, Body extends TSchema> = Omit<
@@ -133,7 +137,7 @@ export function createRoutes<A extends Actor>(
       register(spec, async (req, res) => {
         const actor = await authenticate(req);
         callState(res).actor = actor.id;
-        requireAccess(actor, spec.roles, spec.scope);
+        requireAccess(actor, spec);
         return actor;
       });
     },
@@ -143,7 +147,19 @@ export function createRoutes<A extends Actor>(
   };
 }
 
-function requireAccess(actor: Actor, roles: readonly Role[], scope: string | undefined): void {
+function requireAccess(
+  actor: Actor,
+  {
+    roles,
+    scope,
+    beforePasswordChange,
+  }: { roles: readonly Role[]; scope?: string; beforePasswordChange?: boolean },
+): void {
+  if (actor.mustChangePassword && !beforePasswordChange) {
+    throw new SallyportError('password-change-required', 'The password was set by somebody else.', {
+      next: 'Change it with POST /v1/me/password, then call again.',
+    });
+  }
   if (!roles.some((role) => actor.roles.includes(role))) {
     throw new SallyportError('role-missing', `This is for: ${roles.join(', ')}.`);
   }

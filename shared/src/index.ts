@@ -17,6 +17,7 @@ export * from './http.js';
 export * from './ids.js';
 export * from './json.js';
 export * from './log.js';
+export * from './logins.js';
 export * from './network-events.js';
 export * from './notices.js';
 export * from './notices.routes.js';

@@ -3,17 +3,24 @@ import { runPrepared, type Database } from './database.js';
 import type { Actor } from './http-routes.js';
 import type { Log } from './log.js';
 import type { NetworkName, Role } from './records.js';
-import { unauthenticated, verifySessionToken, type SessionKey } from './session-tokens.js';
+import {
+  audienceOf,
+  unauthenticated,
+  verifySessionToken,
+  type SessionKey,
+} from './session-tokens.js';
+import { liveSession } from './sessions.js';
+import { MUST_CHANGE_PASSWORD } from './users.js';
 
 /** Who calls, as far as the process remembers; the guard of a submit asks the database again. */
 export type Principal = Actor & {
   userId: string;
   login: string;
   profileTypeId: string;
-  /** Of the user's credential; a session ends when it rises. */
-  generation: number;
   /** Set when an API key was shown, null for a session. */
   keyId: string | null;
+  /** Set for a session, null for an API key. */
+  sessionId: string | null;
 };
 
 export type Principals = {
@@ -52,22 +59,18 @@ export type PrincipalsOptions = {
 };
 
 type Remembered = { principal: Principal; until: number; expiresAtMs: number };
-/** A row of {@link PRINCIPAL_COLUMNS} and the members of a key, if one was shown. */
+/** A row of {@link PRINCIPAL_COLUMNS} and the members of the key or session that was shown. */
 export type PrincipalRow = {
   user_id: string;
   login: string;
   profile_type_id: string;
   roles: string[];
-  generation: number;
-  key_id: string | null;
-  scopes: string[] | null;
-  expires_at: Date | null;
+  key_id?: string;
+  session_id?: string;
+  must_change_password?: boolean;
+  scopes?: string[];
+  expires_at?: Date | null;
 };
-
-/** Whom session tokens of a network are for. */
-export function audienceOf(network: NetworkName): string {
-  return `sallyport-${network}`;
-}
 
 const KEY_PREFIX = 'sp_';
 const REMEMBER_MS = 10_000;
@@ -152,7 +155,7 @@ async function findBySession(options: PrincipalsOptions, token: string): Promise
   const { db, clock, network, sessionKey, issuer } = options;
   const realm = { issuer, audience: audienceOf(network) };
   const claims = await verifySessionToken(sessionKey, token, { realm, clock });
-  const values = [claims.userId, claims.generation];
+  const values = [claims.sessionId, claims.userId, clock.now()];
   const found = toPrincipal(network, await runPrepared<PrincipalRow>(db, FIND_BY_SESSION, values));
   // A token's own end is nearer than its signature is checked again: at most by the memory's time.
   return { ...found, expiresAtMs: expiryOf(token) };
@@ -182,8 +185,9 @@ export function toPrincipal(network: NetworkName, [row]: PrincipalRow[]): FoundP
       userId: row.user_id,
       login: row.login,
       profileTypeId: row.profile_type_id,
-      generation: row.generation,
-      keyId: row.key_id,
+      keyId: row.key_id ?? null,
+      sessionId: row.session_id ?? null,
+      mustChangePassword: row.must_change_password ?? false,
     },
   };
 }
@@ -193,7 +197,6 @@ export const PRINCIPAL_COLUMNS = 'u.id as user_id, u.login, u.profile_type_id, u
 const FIND_BY_SESSION = {
   name: 'find_principal_by_session',
   text: `
-    select ${PRINCIPAL_COLUMNS}, c.generation, null as key_id, null as scopes, null as expires_at
-    from users u join credentials c on c.user_id = u.id
-    where u.id = $1 and c.generation = $2 and not u.disabled`,
+    select ${PRINCIPAL_COLUMNS}, s.id as session_id, ${MUST_CHANGE_PASSWORD} as must_change_password
+    from ${liveSession('$3')} where s.id = $1 and s.user_id = $2`,
 };

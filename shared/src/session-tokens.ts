@@ -11,16 +11,12 @@ import {
 import type { Clock } from './clock.js';
 import { SallyportError } from './errors.js';
 import { isId } from './ids.js';
+import type { NetworkName } from './records.js';
 
 export type SessionKey = { id: string; privateKey: CryptoKey; publicKey: CryptoKey };
 
 /** What a token says. Roles are looked up for each call: a token must not keep one that was taken. */
-export type SessionClaims = {
-  userId: string;
-  sessionId: string;
-  /** Of the user's credentials: an older one is worthless once they change. */
-  generation: number;
-};
+export type SessionClaims = { userId: string; sessionId: string };
 
 /** Who issues a token and for whom; a token of another node or use is refused. */
 export type TokenRealm = { issuer: string; audience: string };
@@ -63,6 +59,11 @@ export async function loadSessionKey(text: string): Promise<SessionKey> {
   }
 }
 
+/** Whom session tokens of a network are for. */
+export function audienceOf(network: NetworkName): string {
+  return `sallyport-${network}`;
+}
+
 /** A token for some minutes. */
 export async function issueSessionToken(
   key: SessionKey,
@@ -71,7 +72,7 @@ export async function issueSessionToken(
 ): Promise<{ token: string; expiresAt: Date }> {
   const issuedAt = Math.floor(clock.now().getTime() / 1_000);
   const expiresAt = issuedAt + minutes * 60;
-  const token = await new SignJWT({ sid: claims.sessionId, generation: claims.generation })
+  const token = await new SignJWT({ sid: claims.sessionId })
     .setProtectedHeader({ alg: ALGORITHM, typ: TYPE, kid: key.id })
     .setIssuer(realm.issuer)
     .setAudience(realm.audience)
@@ -83,7 +84,7 @@ export async function issueSessionToken(
 }
 
 /**
- * What a token of ours says. Whether user, session and generation still stand is for the caller.
+ * What a token of ours says. Whether user and session still stand is for the caller.
  * @throws SallyportError `unauthenticated`, the same for every reason.
  */
 export async function verifySessionToken(
@@ -97,25 +98,19 @@ export async function verifySessionToken(
       typ: TYPE,
       issuer: realm.issuer,
       audience: realm.audience,
-      requiredClaims: ['sub', 'sid', 'generation', 'iat', 'exp'],
+      requiredClaims: ['sub', 'sid', 'iat', 'exp'],
       maxTokenAge: MAX_AGE_S,
       clockTolerance: CLOCK_TOLERANCE_S,
       currentDate: clock.now(),
     });
-    const { sub, sid, generation } = payload;
-    if (typeof sub !== 'string' || !isId(sub) || typeof sid !== 'string') {
+    const { sub, sid } = payload;
+    if (typeof sub !== 'string' || !isId(sub) || typeof sid !== 'string' || !isId(sid)) {
       throw new Error('a claim is not of its type');
     }
-    if (!isGeneration(generation)) throw new Error('the generation is no count');
-    return { userId: sub, sessionId: sid, generation };
+    return { userId: sub, sessionId: sid };
   } catch (cause) {
     throw unauthenticated(cause);
   }
-}
-
-/** What the column of the database holds. */
-function isGeneration(value: unknown): value is number {
-  return Number.isInteger(value) && Number(value) > 0 && Number(value) <= 2_147_483_647;
 }
 
 /** The one answer to whoever cannot prove who they are, whatever the reason. */

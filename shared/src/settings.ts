@@ -86,6 +86,16 @@ const GENERAL = {
     'Hours after its deadline at which a request without news is given up.',
   ),
   'session.minutes': setting(whole(1, 1_440), 15, 'Minutes that an access token is valid.'),
+  'session.refresh_days': setting(
+    whole(1, 90),
+    7,
+    'Days after which a session ends that was not used.',
+  ),
+  'session.most_days': setting(
+    whole(1, 365),
+    30,
+    'Days after which a session ends however much it was used.',
+  ),
   'password.min_length': setting(whole(8, 128), 12, 'Fewest characters of a password.'),
   'argon2.range': setting(
     Argon2RangeSchema,

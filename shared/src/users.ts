@@ -11,20 +11,17 @@ export type Credential = RecordData<'user.credential'> & { user_id: string };
 
 type UserRow = Omit<User, 'roles'> & { roles: string[] };
 
-const COLUMNS = [
-  'id',
-  'version',
-  'login',
-  'profile_type_id',
-  'roles',
-  'disabled',
-  'must_change_password',
-  'profile_version',
-  'display_name',
-  'email',
-  'language',
-  'notices',
-] as const;
+/**
+ * Whether the user `u` with the credential `c` must change the password: what was set for them counts
+ * until they have changed it themselves, which the counter tells on both networks.
+ */
+export const MUST_CHANGE_PASSWORD = '(u.must_change_password and coalesce(c.counter, 0) = 0)';
+
+const SELECT_USERS = `
+  select u.id, u.version, u.login, u.profile_type_id, u.roles, u.disabled,
+    ${MUST_CHANGE_PASSWORD} as must_change_password, u.profile_version, u.display_name, u.email,
+    u.language, u.notices
+  from users u left join credentials c on c.user_id = u.id`;
 
 /** The form in which login names are stored, compared and sent. */
 export function foldLogin(login: string): string {
@@ -33,26 +30,19 @@ export function foldLogin(login: string): string {
 
 /** The user of this login name, in whatever case it was typed. */
 export async function findUserByLogin(db: Database, login: string): Promise<User | undefined> {
-  const row = await db<UserRow>('users')
-    .where({ login: foldLogin(login) })
-    .first(...COLUMNS);
-  return row && toUser(row);
+  const found = await rows<UserRow>(db, `${SELECT_USERS} where u.login = ?`, [foldLogin(login)]);
+  return found.map(toUser)[0];
 }
 
 /** The user of this id. */
 export async function findUser(db: Database, id: string): Promise<User | undefined> {
-  const row = await db<UserRow>('users')
-    .where({ id })
-    .first(...COLUMNS);
-  return row && toUser(row);
+  const found = await rows<UserRow>(db, `${SELECT_USERS} where u.id = ?`, [id]);
+  return found.map(toUser)[0];
 }
 
 /** All users by login name, the disabled ones too. */
 export async function listUsers(db: Database): Promise<User[]> {
-  const found = await db<UserRow>('users')
-    .select(...COLUMNS)
-    .orderBy('login');
-  return found.map(toUser);
+  return (await rows<UserRow>(db, `${SELECT_USERS} order by u.login`)).map(toUser);
 }
 
 /** The roles of a user on one network. */

@@ -189,7 +189,7 @@ export const NETWORK_FAULTS: readonly Fault[] = [
 const replica = { settings: defaultSettings } as Parameters<typeof requestApplies>[0];
 const asking: ApplyTable = requestApplies(replica);
 
-type Site = { user: User; dataset: Dataset };
+type Site = { user: User; dataset: Dataset; sessionId: string };
 
 /** A user who may query one dataset, known on both sides. */
 async function settle(world: World): Promise<Site> {
@@ -221,7 +221,21 @@ async function settle(world: World): Promise<Site> {
     `insert into dataset_sources (dataset_id, index_name) values (?, 'nowhere')`,
     [dataset.id],
   );
-  return { user, dataset };
+  const now = world.red.clock.now();
+  const sessionId = newId();
+  await world.red.test.db('sessions').insert({
+    id: sessionId,
+    user_id: user.id,
+    generation: credential.generation,
+    counter: credential.counter,
+    address: '',
+    client: '',
+    created_at: now,
+    refreshed_at: now,
+    expires_at: 'infinity',
+    ends_at: 'infinity',
+  });
+  return { user, dataset, sessionId };
 }
 
 let verifier: string | undefined;
@@ -281,8 +295,8 @@ async function ask(world: World, site: Site, query: object, id: string = newId()
     userId: site.user.id,
     login: site.user.login,
     profileTypeId: site.user.profile_type_id,
-    generation: 1,
     keyId: null,
+    sessionId: site.sessionId,
   } as Parameters<typeof submitRequest>[1];
   await submitRequest(world.red.test.db, principal, {
     id,
