@@ -3,6 +3,7 @@ import {
   defaultSettings,
   readCredential,
   rows,
+  type RoleGrant,
   type SallyportError,
   verifyAudit,
   verifyPassword,
@@ -16,7 +17,16 @@ import { migrations } from './network.js';
 import { changeProfileType, createProfileType } from './profile-type-rules.js';
 import { outrankForgotten } from './restored-state.js';
 import { changeSetting } from './setting-rules.js';
-import { createUser, disableUser, enableUser, hasAdmin, resetPassword } from './user-accounts.js';
+import { hasAdmin } from './administrators.js';
+import {
+  createUser,
+  disableUser,
+  enableUser,
+  resetPassword,
+  rollBackUser,
+  updateUser,
+  type UserChange,
+} from './user-accounts.js';
 
 const BY: Change = { actor: 'cli:test', now: new Date('2026-03-01T12:00:00.000Z') };
 const WITH = { ...BY, settings: defaultSettings() };
@@ -26,17 +36,14 @@ describe('what this network owns', () => {
   let test: TestDatabase;
   before(async () => {
     test = await createTestDatabase(migrations);
-    await change((tx) => createProfileType(tx, 'default', {}, BY));
+    await change((tx) => createProfileType(tx, 'default', {}, WITH));
   });
   after(() => test.drop());
   beforeEach(() => test.db('outbox_records').delete());
   afterEach(async () => expect(await verifyAudit(test.db)).to.include({ ok: true }));
 
   const change = <T>(make: (tx: Transaction) => Promise<T>) => test.db.transaction(make);
-  const create = (
-    login: string,
-    roles = [{ network: 'request' as const, role: 'user' as const }],
-  ) =>
+  const create = (login: string, roles: RoleGrant[] = [{ network: 'request', role: 'user' }]) =>
     change((tx) =>
       createUser(tx, { login, profileType: 'default', roles, password: PASSWORD }, WITH),
     );
@@ -129,8 +136,63 @@ describe('what this network owns', () => {
     const roles = [{ network: 'response' as const, role: 'admin' as const }];
     await change((tx) => createUser(tx, { login: 'root', profileType: 'default', roles }, WITH));
     expect(await change(hasAdmin)).to.equal(true);
-    await change((tx) => disableUser(tx, 'root', BY));
+    await test.db('users').where({ login: 'root' }).update({ disabled: true });
     expect(await change(hasAdmin)).to.equal(false);
+  });
+
+  describe('updateUser', () => {
+    const auditor: RoleGrant[] = [{ network: 'response', role: 'auditor' }];
+    const because = { ...BY, reason: 'asked for by the owner' };
+    const update = (id: string, wanted: UserChange, by: Change = because) =>
+      change((tx) => updateUser(tx, { id }, wanted, by));
+
+    it('raises the version, keeps the old one, and sends the whole', async () => {
+      const { user } = await create('curie');
+      await test.db('outbox_records').delete();
+      const next = await update(user.id, { displayName: 'Marie', roles: auditor });
+      expect(next).to.include({ version: 2, profile_version: 1, display_name: 'Marie' });
+      expect((await sent())[0]?.d).to.deep.include({ version: 2, roles: auditor });
+      await update(user.id, { displayName: 'Marie' });
+      expect(await sent()).to.have.lengthOf(1);
+      const back = await change((tx) => rollBackUser(tx, { id: user.id }, 1, because));
+      expect(back).to.deep.include({ version: 3, display_name: 'curie', roles: user.roles });
+      const kept = await test
+        .db<{ id: string; version: number }>('revisions')
+        .where({ id: user.id });
+      expect(kept.map(({ version }) => version)).to.have.members([1, 2, 3]);
+      expect(JSON.stringify(kept)).not.to.include('argon2');
+    });
+
+    it('takes one of two changes that were made from the same version', async () => {
+      const { user } = await create('noether');
+      const both = await Promise.all(
+        ['Emmy', 'Amalie'].map((displayName) =>
+          codeOf(update(user.id, { displayName }, { ...BY, expected: 1 })),
+        ),
+      );
+      expect(both.sort()).to.deep.equal(['version-conflict', undefined]);
+    });
+
+    it('wants a reason for a change of roles', async () => {
+      const { user } = await create('hilbert');
+      expect(await codeOf(update(user.id, { roles: [] }, BY))).to.equal('bad-field');
+    });
+
+    it('leaves each network somebody who can administer it', async () => {
+      const on = (network: 'request' | 'response') => [{ network, role: 'admin' as const }];
+      const { user: one } = await create('first', [...on('request'), ...on('response')]);
+      const { user: two } = await create('second', on('response'));
+      const disable = (id: string, actorId: string) =>
+        codeOf(change((tx) => disableUser(tx, { id }, { ...because, actorId })));
+      expect(await disable(one.id, two.id)).to.equal('last-admin');
+      expect(await codeOf(update(one.id, { roles: on('response') }))).to.equal('last-admin');
+      expect(await disable(two.id, two.id)).to.equal('own-account');
+      const { user: three } = await create('third', [...on('request'), ...on('response')]);
+      const both = await Promise.all([disable(one.id, three.id), disable(three.id, one.id)]);
+      expect(both).to.include(undefined);
+      expect(both.filter((code) => code !== undefined)).to.have.lengthOf(1);
+      await test.db('users').whereIn('id', [one.id, two.id, three.id]).update({ disabled: true });
+    });
   });
 
   describe('changeProfileType', () => {
@@ -154,7 +216,7 @@ describe('what this network owns', () => {
     it('refuses unknown and repeated names', async () => {
       const unknown = change((tx) => changeProfileType(tx, 'nope', {}, BY));
       expect(await codeOf(unknown)).to.equal('not-found');
-      const repeated = change((tx) => createProfileType(tx, 'default', {}, BY));
+      const repeated = change((tx) => createProfileType(tx, 'default', {}, WITH));
       expect(await codeOf(repeated)).to.equal('already-exists');
     });
   });

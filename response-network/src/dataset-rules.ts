@@ -1,7 +1,13 @@
 import {
   appendAudit,
+  auditChanges,
   findDataset,
+  keepRevision,
+  listChanges,
   newId,
+  notifyChanged,
+  readRevision,
+  RULES_CHANGED,
   SallyportError,
   storeDatasets,
   type Dataset,
@@ -9,7 +15,7 @@ import {
   type Transaction,
 } from '@sallyport/shared';
 import { sendRecords, type OutgoingRecord } from '@sallyport/transfer';
-import type { Change } from './change.js';
+import { requireExpected, type Change } from './change.js';
 import { readDatasetSource, storeDatasetSource, type DatasetSource } from './dataset-sources.js';
 
 /** What of a dataset an admin may set; where its documents are never crosses. */
@@ -48,26 +54,44 @@ export async function createDataset(
   return dataset;
 }
 
-/** @throws SallyportError `not-found`. */
+/** Which dataset: by name, or by id. */
+export type WhichDataset = string | { id: string };
+
+/**
+ * Changes what is named; a change that changes nothing makes no version.
+ * @throws SallyportError `not-found`, `version-conflict`, `bad-field`.
+ */
 export async function changeDataset(
   tx: Transaction,
-  name: string,
+  which: WhichDataset,
   { reloaded, source, ...wanted }: DatasetChange,
   change: Change,
 ): Promise<Dataset> {
-  await tx('datasets').where({ name }).forUpdate().first('id');
-  const found = await findDataset(tx, name);
-  if (!found) throw new SallyportError('not-found', `There is no dataset "${name}".`);
-  const dataset: Dataset = {
-    ...found,
-    ...wanted,
-    version: found.version + 1,
-    epoch: found.epoch + (reloaded ? 1 : 0),
-  };
-  const before = await readDatasetSource(tx, found.id);
-  const place = before && { ...before, ...source };
-  await publish(tx, { dataset, source: place, action: 'dataset.set' }, change);
-  return dataset;
+  const found = await requireDataset(tx, which, change);
+  const dataset = { ...found.dataset, ...wanted };
+  if (reloaded) dataset.epoch += 1;
+  const place = found.source && { ...found.source, ...source };
+  return replace(tx, found, { dataset, source: place }, 'dataset.set', change);
+}
+
+/**
+ * Makes what a dataset was in an older version its next one; its epoch, and whether it is disabled,
+ * stay.
+ * @throws SallyportError `not-found`, `version-conflict`, `bad-field`.
+ */
+export async function rollBackDataset(
+  tx: Transaction,
+  which: WhichDataset,
+  version: number,
+  change: Change,
+): Promise<Dataset> {
+  const found = await requireDataset(tx, which, change);
+  const { id, epoch, disabled } = found.dataset;
+  const kept = await readRevision(tx, { kind: 'dataset', id }, version);
+  const { source, ...old } = kept as DatasetRecord & { source: DatasetSource | null };
+  const dataset = { ...old, id, epoch, disabled, version: found.dataset.version };
+  const wanted = { dataset, source: source ?? found.source };
+  return replace(tx, found, wanted, 'dataset.roll-back', change);
 }
 
 /** A dataset as it crosses. */
@@ -75,20 +99,28 @@ export function datasetRecord({ id, ...data }: Dataset): OutgoingRecord {
   return { type: 'dataset', id, data };
 }
 
+type Placed = { dataset: Dataset; source: DatasetSource | undefined };
+
+async function replace(
+  tx: Transaction,
+  found: Placed,
+  wanted: Placed,
+  action: string,
+  change: Change,
+): Promise<Dataset> {
+  if (listChanges(found, wanted).length === 0) return found.dataset;
+  const dataset = { ...wanted.dataset, version: found.dataset.version + 1 };
+  await publish(tx, { before: found, dataset, source: wanted.source, action }, change);
+  return dataset;
+}
+
 async function publish(
   tx: Transaction,
-  {
-    dataset,
-    source,
-    action,
-  }: {
-    dataset: Dataset;
-    source: DatasetSource | undefined;
-    action: string;
-  },
-  { now, actor }: Change,
+  { before, dataset, source, action }: Placed & { before?: Placed; action: string },
+  { now, actor, reason = null }: Change,
 ): Promise<void> {
-  const { id: subject, name, version, epoch, time_field: timeField, fields, disabled } = dataset;
+  const { id, ...data } = dataset;
+  const { name, version, epoch, time_field: timeField, fields } = dataset;
   if (timeField !== null && !fields.some((one) => one.name === timeField && one.type === 'date')) {
     throw new SallyportError(
       'bad-field',
@@ -97,7 +129,30 @@ async function publish(
   }
   await sendRecords(tx, 'settings', [datasetRecord(dataset)], now);
   await storeDatasets(tx, [dataset], now);
-  if (source) await storeDatasetSource(tx, subject, source);
-  const details = { name, version, epoch, disabled, fields: fields.length };
-  await appendAudit(tx, { at: now, actor, action, subject, details });
+  if (source) await storeDatasetSource(tx, id, source);
+  const all = { ...data, source: source ?? null };
+  const revision = { version, at: now, actor, reason, data: all };
+  await keepRevision(tx, { kind: 'dataset', id }, revision);
+  const old = before ? { ...before.dataset, source: before.source ?? null } : {};
+  const changes = auditChanges(old, { id, ...all });
+  const details = { name, version, epoch, reason, ...changes };
+  await appendAudit(tx, { at: now, actor, action, subject: id, details });
+  await notifyChanged(tx, RULES_CHANGED);
+}
+
+async function requireDataset(
+  tx: Transaction,
+  which: WhichDataset,
+  change: Change,
+): Promise<Placed> {
+  const [by, name] =
+    typeof which === 'string' ? [{ name: which }, which] : [{ id: which.id }, which.id];
+  const row = await tx('datasets')
+    .where(by)
+    .forUpdate()
+    .first<{ name: string } | undefined>('name');
+  const dataset = row && (await findDataset(tx, row.name));
+  if (!dataset) throw new SallyportError('not-found', `There is no dataset "${name}".`);
+  requireExpected(dataset, change);
+  return { dataset, source: await readDatasetSource(tx, dataset.id) };
 }

@@ -6,9 +6,10 @@ import {
   withNetwork,
   type Installation,
 } from '@sallyport/transfer';
+import { hasAdmin } from './administrators.js';
 import type { ResponseNetwork } from './network.js';
 import { createProfileType } from './profile-type-rules.js';
-import { createUser, hasAdmin } from './user-accounts.js';
+import { createUser } from './user-accounts.js';
 
 export const DEFAULT_PROFILE_TYPE = 'default';
 
@@ -20,7 +21,8 @@ export async function initialise(
   await makeSecrets(installation.folders.keys);
   return withNetwork(installation, async (network) => {
     const { db, clock } = network;
-    const change = { actor: commandLineActor(), now: clock.now() };
+    const settings = network.settings();
+    const change = { actor: commandLineActor(), now: clock.now(), settings };
     const oneTimePassword = await db.transaction(async (tx) => {
       if (!(await findProfileTypeByName(tx, DEFAULT_PROFILE_TYPE))) {
         const description = 'What people get who are given nothing else.';
@@ -38,7 +40,7 @@ export async function initialise(
             { network: 'request', role: 'admin' },
           ],
         },
-        { ...change, settings: network.settings() },
+        change,
       );
       return admin.oneTimePassword;
     });

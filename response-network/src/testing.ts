@@ -5,6 +5,8 @@ import {
   ROLES,
   checkQuery,
   createLog,
+  defaultLimits,
+  defaultSettings,
   findUserByLogin,
   hashPassword,
   readCredential,
@@ -42,7 +44,6 @@ import { openElastic, type Elastic } from './elastic/client.js';
 import { makeTestIndex, type TestIndex } from './elastic/testing.js';
 import { createExecutor, type Executor, type ExecutorOptions } from './execute.js';
 import { foldersOf, migrations, openNetwork, type ResponseNetwork } from './network.js';
-import { DEFAULT_LIMITS } from './profile-type-rules.js';
 
 type RequestData = RecordData<'request'>;
 export type StagedRecord = {
@@ -259,7 +260,7 @@ function profileTypeOf(id: string) {
     datasets: ['claims'],
     tier: 'B' as const,
     priorities: ['low' as const, 'normal' as const, 'urgent' as const],
-    limits: DEFAULT_LIMITS,
+    limits: defaultLimits(defaultSettings()),
     retention_days: 30,
     disabled: false,
   };

@@ -34,9 +34,12 @@ export function profileTypeCommands(context: CommandContext): Commands {
       does: 'Makes a set of rights.',
       ...OPTIONS,
       run: (args) =>
-        context.change(async (tx, by) =>
-          show(await createProfileType(tx, args.positionals[0] ?? '', wantedBy(args), by)),
-        ),
+        context.change(async (tx, by, network) => {
+          const change = { ...by, settings: network.settings() };
+          return show(
+            await createProfileType(tx, args.positionals[0] ?? '', wantedBy(args), change),
+          );
+        }),
     },
     'profile-type set': {
       usage: `profile-type set ${OPTIONS_USAGE}`,

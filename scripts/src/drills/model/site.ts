@@ -77,6 +77,7 @@ const RIGHTS = {
   datasets: [DATASET],
   tier: 'B' as Tier,
   priorities: ['low', 'normal', 'urgent'] as Priority[],
+  limits: { submit_per_minute: 1_000_000, submit_per_hour: 1_000_000, submit_per_day: 1_000_000 },
 };
 
 /** Makes both networks, which trust each other and know the same users. */
@@ -184,13 +185,14 @@ async function introduce(site: Site, index: string): Promise<void> {
     const fields = claimsFields() as NonNullable<DatasetChange['fields']>;
     const source = { indexName: index };
     await createDataset(tx, DATASET, { fields, source }, by);
-    for (const name of ['analysts', 'visitors']) await createProfileType(tx, name, RIGHTS, by);
+    const change = { ...by, settings: network.settings() };
+    for (const name of ['analysts', 'visitors']) await createProfileType(tx, name, RIGHTS, change);
     await changeSetting(tx, { key: 'transfer.not_after_days', value: NOT_AFTER_DAYS }, by);
     for (const login of LOGINS) {
       const profileType = login === 'mallory' ? 'visitors' : 'analysts';
       const roles = [{ network: 'request', role: 'user' } as const];
       const wanted = { login, profileType, roles, password: PASSWORD };
-      await createUser(tx, wanted, { ...by, settings: network.settings() });
+      await createUser(tx, wanted, change);
     }
   });
   for (const stream of ['identity', 'settings'] as const) await site.snapshot(stream);
