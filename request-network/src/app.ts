@@ -6,6 +6,7 @@ import {
   createRoutes,
   pingDatabase,
 } from '@sallyport/shared';
+import { addAuditRoutes } from '@sallyport/transfer';
 import { addAccountRoutes } from './accounts.routes.js';
 import { VERSION, type RequestNetwork } from './network.js';
 import { addRequestRoutes } from './requests.routes.js';
@@ -25,6 +26,7 @@ export function createRequestApp(
   });
   addRequestRoutes(routes, network, onUrgent);
   addAccountRoutes(routes, network);
+  addAuditRoutes(routes, network);
   addNoticeRoutes(routes, network);
   return createApp({
     title: 'Sallyport request network',

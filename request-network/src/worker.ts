@@ -17,6 +17,7 @@ import {
   pruneOutbox,
   pruneStore,
   resendMissing,
+  watchAuditLog,
   watchInbox,
 } from '@sallyport/transfer';
 import { requestApplies } from './apply.js';
@@ -106,6 +107,7 @@ export function requestWorkers(network: RequestNetwork): Partial<Record<WorkerNa
       await pruneStore(db, node);
       await pruneOutbox(db, node);
       await pruneCustody(db, node);
+      await watchAuditLog(db, node);
     },
   };
 }

@@ -8,6 +8,7 @@ import {
   startServer,
   type ClosingStep,
 } from '@sallyport/shared';
+import { addAuditRoutes } from '@sallyport/transfer';
 import { checkElastic } from './elastic/client.js';
 import { VERSION, type ResponseNetwork } from './network.js';
 
@@ -21,6 +22,7 @@ export function createResponseApp(network: ResponseNetwork): Express {
     issuer: network.node.name,
     settings: () => network.settings(),
   });
+  addAuditRoutes(routes, network);
   addNoticeRoutes(routes, network);
   return createApp({
     title: 'Sallyport response network',

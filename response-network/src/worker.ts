@@ -19,6 +19,7 @@ import {
   pruneOutbox,
   pruneStore,
   resendMissing,
+  watchAuditLog,
   watchInbox,
 } from '@sallyport/transfer';
 import { createExecutor, type Executor } from './execute.js';
@@ -121,6 +122,7 @@ export function workersOf(
         (await pruneStore(db, node)) +
         (await pruneOutbox(db, node)) +
         (await pruneCustody(db, node));
+      await watchAuditLog(db, node);
       if (freed + expired + pruned > 0) log.info({ freed, expired, pruned }, 'house kept');
     },
   };

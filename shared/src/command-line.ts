@@ -87,6 +87,7 @@ const INTEGRITY_CODES: readonly ErrorCode[] = [
   'index-mismatch',
   'card-invalid',
   'medium-invalid',
+  'export-invalid',
 ];
 
 /** The exit code that tells what kind of failure it was. */

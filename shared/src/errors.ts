@@ -152,6 +152,7 @@ const LOCAL_CODES = [
   'read-back-differs',
   'index-invalid',
   'index-mismatch',
+  'export-invalid',
 ] as const;
 
 export type HttpCode = keyof typeof HTTP_CODES;

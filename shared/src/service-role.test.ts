@@ -1,7 +1,14 @@
 import { randomBytes } from 'node:crypto';
 import { expect } from 'chai';
 import { appendAudit, verifyAudit } from './audit.js';
-import { openDatabase, rows, sharedMigrations, type Database } from './database.js';
+import {
+  migrate,
+  openDatabase,
+  requireMigrated,
+  rows,
+  sharedMigrations,
+  type Database,
+} from './database.js';
 import { grantService } from './service-role.js';
 import { createTestDatabase, type TestDatabase } from './testing.js';
 
@@ -39,6 +46,11 @@ describe('grantService', () => {
     await rows(service, `delete from settings where key = 'a'`);
     await rows(service, 'create temporary table t (n integer)');
     expect(await verifyAudit(service)).to.include({ ok: true, entries: 1 });
+  });
+
+  it('lets the role start on a database that is up to date', async () => {
+    await requireMigrated(service, [sharedMigrations]);
+    expect(await migrate(service, [sharedMigrations])).to.deep.equal([]);
   });
 
   for (const [what, statement] of [

@@ -3,8 +3,8 @@ import { rows, type Transaction } from './database.js';
 
 /** Tables to which entries are only ever added. */
 const APPEND_ONLY = ['audit_log', 'sent_audit_heads', 'far_audit_heads'];
-/** What the migrations alone write. */
-const MIGRATIONS = ['migrations', 'migrations_lock'];
+/** Which migrations were applied: the owner alone writes it. */
+const MIGRATIONS = 'migrations';
 
 /**
  * Gives a database role what `serve` and `work` need and no more: it reads and writes rows, but it
@@ -35,11 +35,11 @@ export async function grantService(tx: Transaction, role: string): Promise<void>
     'select current_database() as database',
   );
   for (const statement of GRANTS) await rows(tx, statement, { role, database });
-  for (const table of [...APPEND_ONLY, ...MIGRATIONS]) {
+  for (const table of [...APPEND_ONLY, MIGRATIONS]) {
     const known = await rows(tx, 'select 1 where to_regclass(?) is not null', [table]);
     if (known.length === 0) continue;
-    const kept = MIGRATIONS.includes(table) ? 'insert, update, delete' : 'update, delete';
-    await rows(tx, `revoke ${kept}, truncate on :table: from :role:`, { table, role });
+    const taken = table === MIGRATIONS ? 'insert, update, delete' : 'update, delete';
+    await rows(tx, `revoke ${taken}, truncate on :table: from :role:`, { table, role });
   }
 }
 

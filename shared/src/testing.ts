@@ -212,7 +212,8 @@ export async function callJson(
     ...(signal ? { signal } : {}),
   });
   const answered = await response.text();
-  const isJson = response.headers.get('content-type')?.includes('json') && !path.includes('result');
+  const isJson =
+    /[/+]json/.test(response.headers.get('content-type') ?? '') && !path.includes('result');
   return {
     status: response.status,
     headers: response.headers,

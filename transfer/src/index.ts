@@ -7,6 +7,8 @@ export {
   type Installation,
   type OpenNetwork,
 } from './commands/administration.js';
+export { watchAuditLog } from './custody/audit-heads.js';
+export { addAuditRoutes } from './routes/audit.routes.js';
 export { batchName, parseBatchName } from './format/batch-file.js';
 export { pruneCustody, readCustody, type CustodyEvent } from './custody/custody.js';
 export {

@@ -21,6 +21,7 @@ import {
   type StreamName,
 } from '@sallyport/shared';
 import type { ApplyTable } from '../receiving/apply.js';
+import { auditCommands } from './audit-commands.js';
 import { batchCommands } from './batch-commands.js';
 import { decisionCommands, describeFile, type UseNode } from './decision-commands.js';
 import { exportControl, exportStream, type Exported } from '../sending/export.js';
@@ -143,6 +144,7 @@ export function administrationCommands<Opened extends OpenNetwork>(
     ...healingCommands(used),
     ...decisionCommands(used),
     ...batchCommands(used),
+    ...auditCommands(used),
   };
 }
 

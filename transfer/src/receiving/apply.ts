@@ -17,6 +17,7 @@ import type { PlainBody } from '../format/records.js';
 import { removeIfThere } from '../format/durable-file.js';
 import type { Ack } from '../format/manifest.js';
 import type { Candidate } from './candidate.js';
+import { keepFarHeads } from '../custody/audit-heads.js';
 import { noteCustody, type BatchKey, type CustodyNote } from '../custody/custody.js';
 import { freezeOutbound } from './freezes.js';
 import { stageRecords } from './incoming.js';
@@ -326,6 +327,7 @@ async function closeNumbers(
     notes.push(...receipts.map((batch) => ({ ...batch, ...byUs(node, 'receipt', now) })));
   }
   await noteCustody(tx, notes, now);
+  await keepFarHeads(tx, candidates, now);
   const { manifest } = newest;
   await mergeTail(tx, manifest.link, manifest.tail);
   await raiseAckVersion(tx, manifest, { notify: true });

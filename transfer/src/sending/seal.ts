@@ -3,14 +3,8 @@ import { join } from 'node:path';
 import type { Knex } from 'knex';
 import type { Client } from 'pg';
 import { to as copyTo } from 'pg-copy-streams';
-import {
-  STREAMS,
-  readAuditHead,
-  rows,
-  type Database,
-  type StreamName,
-  type Transaction,
-} from '@sallyport/shared';
+import { STREAMS, rows, type Database, type StreamName, type Transaction } from '@sallyport/shared';
+import { tellAuditHead } from '../custody/audit-heads.js';
 import { makeAck, makeTail } from '../receiving/acks.js';
 import { batchName } from '../format/batch-file.js';
 import { writeBody, type Body } from '../format/body.js';
@@ -177,7 +171,7 @@ async function describeBatch(
       },
       ack: await makeAck(tx, link.link, counter.no),
       tail: await makeTail(tx, link.link),
-      auditHead: await readAuditHead(tx),
+      auditHead: await tellAuditHead(tx, { link: link.link, no: counter.no, now }),
       by: node.account,
       build: node.build,
     };
