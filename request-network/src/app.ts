@@ -7,15 +7,13 @@ import {
   pingDatabase,
 } from '@sallyport/shared';
 import { addAuditRoutes } from '@sallyport/transfer';
+import { addOperationRoutes } from '@sallyport/transfer';
 import { addAccountRoutes } from './accounts.routes.js';
 import { VERSION, type RequestNetwork } from './network.js';
 import { addRequestRoutes } from './requests.routes.js';
 
-/** The HTTP API of the request network; `onUrgent` hears of every urgent request that was stored. */
-export function createRequestApp(
-  network: RequestNetwork,
-  { onUrgent = () => undefined }: { onUrgent?: () => void } = {},
-): Express {
+/** The HTTP API of the request network. */
+export function createRequestApp(network: RequestNetwork): Express {
   const { db, log, principals } = network;
   const routes = createRoutes((req) => principals.authenticate(req.headers.authorization));
   addSessionRoutes(routes, {
@@ -24,10 +22,11 @@ export function createRequestApp(
     issuer: network.node.name,
     settings: async () => (await network.replica.rules()).settings,
   });
-  addRequestRoutes(routes, network, onUrgent);
+  addRequestRoutes(routes, network);
   addAccountRoutes(routes, network);
   addAuditRoutes(routes, network);
   addNoticeRoutes(routes, network);
+  addOperationRoutes(routes, network);
   return createApp({
     title: 'Sallyport request network',
     version: VERSION,

@@ -20,7 +20,7 @@ import { createRequestApp } from './app.js';
 import { requestApplies } from './apply.js';
 import { readEnvironment } from './config.js';
 import { MIGRATIONS, foldersOf, openNetwork, type RequestNetwork } from './network.js';
-import { createUrgentWaker, startRequestWorkers } from './worker.js';
+import { startRequestWorkers } from './worker.js';
 
 const PROGRAM = 'sallyport-request';
 
@@ -83,18 +83,10 @@ function installation(): Installation<RequestNetwork> {
     open: () => openNetwork(config, { log }),
     applies: ({ replica }) => requestApplies(replica),
     async serve(network) {
-      const waker = createUrgentWaker(network);
-      const app = createRequestApp(network, { onUrgent: () => waker.wake() });
       const at = { host: config.HTTP_HOST, port: config.HTTP_PORT };
-      const { url, close } = await startServer(app, at);
+      const { url, close } = await startServer(createRequestApp(network), at);
       log.info({ url }, 'listening');
-      return {
-        name: 'http',
-        async close() {
-          await close();
-          await waker.close();
-        },
-      };
+      return { name: 'http', close };
     },
     work: startRequestWorkers,
   };

@@ -1,5 +1,6 @@
 import { fileURLToPath } from 'node:url';
 import {
+  accessQueues,
   listen,
   loadSessionKey,
   openDatabase,
@@ -9,6 +10,7 @@ import {
   type Clock,
   type Database,
   type Log,
+  type QueueAccess,
   type SessionKey,
   CHANGED_CHANNEL,
   IDENTITY_CHANGED,
@@ -59,6 +61,7 @@ export type RequestNetwork = {
   sessionKey: SessionKey;
   apiKeySecret: Buffer;
   pageSecret: Buffer;
+  queues: QueueAccess;
   close(): Promise<void>;
 };
 
@@ -94,6 +97,13 @@ export async function openNetwork(
       network: requestRules,
       unlock: unlockBy(config.KEYS_PASSPHRASE_FILE),
       escrow: config.ESCROW_RECIPIENT,
+    });
+    const queues = accessQueues({
+      network: 'request',
+      databaseUrl: config.DATABASE_URL,
+      redisUrl: config.REDIS_URL,
+      prefix: 'sallyport-request',
+      log,
     });
     const waiters = createWaiters(db, log);
     const forget = () => {
@@ -146,7 +156,9 @@ export async function openNetwork(
       sessionKey,
       apiKeySecret,
       pageSecret: pageSecretOf(apiKeySecret),
+      queues,
       async close() {
+        await queues.close();
         await principals.close();
         await listener.close();
         await db.destroy();

@@ -46,12 +46,9 @@ const WRITE = { ...USER, scope: 'requests:write' } as const;
 const NOT_FOUND = { description: 'No request of yours has this id.' };
 
 /** Submitting, following, reading and cancelling requests. */
-export function addRequestRoutes(
-  routes: Routes<Principal>,
-  network: RequestNetwork,
-  onUrgent: () => void,
-): void {
+export function addRequestRoutes(routes: Routes<Principal>, network: RequestNetwork): void {
   const { db, clock, replica } = network;
+  const onUrgent = () => network.queues.wake('export-requests');
 
   routes.add({
     ...WRITE,

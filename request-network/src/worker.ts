@@ -1,9 +1,7 @@
 import {
-  openQueues,
   pruneSessions,
   startWorkers,
   type ClosingStep,
-  type Queues,
   type RunningWorkers,
   type WorkerName,
   type WorkerRun,
@@ -24,12 +22,10 @@ import { requestApplies } from './apply.js';
 import { keepHouse } from './housekeeping.js';
 import type { RequestNetwork } from './network.js';
 
-const QUEUE_PREFIX = 'sallyport-request';
-
 /** Starts the workers of the request network in this process. */
 export async function startRequestWorkers(network: RequestNetwork): Promise<ClosingStep> {
   const { db, log, replica, node } = network;
-  const queues = await openRequestQueues(network);
+  const queues = await network.queues.open();
   // Cadences that crossed take effect with the batch that brought them.
   const importAndObey = async (signal: AbortSignal) => {
     const { streams } = await importBatches(db, node, requestApplies(replica), { signal });
@@ -51,41 +47,8 @@ export async function startRequestWorkers(network: RequestNetwork): Promise<Clos
       watcher.close();
       await running.close();
       await closeSecondOpinion();
-      await queues.close();
     },
   };
-}
-
-/**
- * Wakes the exporter from a process that only serves. The queues are opened with the first urgent
- * request; a wake that is lost costs the time to the next tick.
- */
-export function createUrgentWaker(network: RequestNetwork): ClosingStep & { wake(): void } {
-  let opened: Promise<Queues> | undefined;
-  const wake = async () => {
-    opened ??= openRequestQueues(network);
-    await (await opened).wake('export-requests');
-  };
-  return {
-    name: 'urgent requests',
-    wake() {
-      wake().catch((err: unknown) => {
-        opened = undefined;
-        network.log.debug({ err }, 'exporter was not woken');
-      });
-    },
-    close: async () => (await opened?.catch(() => undefined))?.close(),
-  };
-}
-
-function openRequestQueues({ config, log }: RequestNetwork): Promise<Queues> {
-  return openQueues({
-    network: 'request',
-    databaseUrl: config.DATABASE_URL,
-    redisUrl: config.REDIS_URL,
-    prefix: QUEUE_PREFIX,
-    log,
-  });
 }
 
 /** What each worker of the request network does in one run. */

@@ -9,6 +9,7 @@ import {
   type ClosingStep,
 } from '@sallyport/shared';
 import { addAuditRoutes } from '@sallyport/transfer';
+import { addOperationRoutes } from '@sallyport/transfer';
 import { checkElastic } from './elastic/client.js';
 import { VERSION, type ResponseNetwork } from './network.js';
 
@@ -24,6 +25,7 @@ export function createResponseApp(network: ResponseNetwork): Express {
   });
   addAuditRoutes(routes, network);
   addNoticeRoutes(routes, network);
+  addOperationRoutes(routes, network);
   return createApp({
     title: 'Sallyport response network',
     version: VERSION,

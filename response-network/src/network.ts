@@ -6,6 +6,7 @@ import {
   IDENTITY_CHANGED,
   RULES_CHANGED,
   SESSION_KEY_FILE,
+  accessQueues,
   createLog,
   defaultSettings,
   listen,
@@ -21,6 +22,7 @@ import {
   type Clock,
   type Log,
   type Principals,
+  type QueueAccess,
   type SessionKey,
   type Settings,
 } from '@sallyport/shared';
@@ -50,6 +52,7 @@ export type ResponseNetwork = OpenNetwork & {
   principals: Principals;
   sessionKey: SessionKey;
   pageSecret: Buffer;
+  queues: QueueAccess;
   /** As of the last {@link refreshSettings}. */
   settings(): Settings;
   refreshSettings(): Promise<Settings>;
@@ -93,7 +96,15 @@ export async function openNetwork(
     username: config.ELASTICSEARCH_USERNAME,
     password: config.ELASTICSEARCH_PASSWORD,
   });
+  const queues = accessQueues({
+    network: 'response',
+    databaseUrl: config.DATABASE_URL,
+    redisUrl: config.REDIS_URL,
+    prefix: 'sallyport-response',
+    log,
+  });
   const close = async () => {
+    await queues.close();
     await elastic.close();
     await db.destroy();
   };
@@ -153,6 +164,7 @@ export async function openNetwork(
       principals,
       sessionKey,
       pageSecret,
+      queues,
       settings: () => settings,
       refreshSettings,
       async close() {

@@ -1,7 +1,6 @@
 import {
   listen,
   listWorkers,
-  openQueues,
   pruneSessions,
   startWorkers,
   type ClosingStep,
@@ -34,13 +33,7 @@ export async function startWork(network: ResponseNetwork): Promise<ClosingStep> 
     ...network,
     concurrencyMax: () => network.settings()['execute.concurrency_max'],
   });
-  const queues = await openQueues({
-    network: 'response',
-    databaseUrl: config.DATABASE_URL,
-    redisUrl: config.REDIS_URL,
-    prefix: 'sallyport-response',
-    log,
-  });
+  const queues = await network.queues.open();
   const running = await startWorkers({
     queues,
     workers: workersOf(network, executor, queues),
@@ -86,7 +79,6 @@ export async function startWork(network: ResponseNetwork): Promise<ClosingStep> 
       executor.drain();
       await running.close();
       await closeSecondOpinion();
-      await queues.close();
     },
   };
 }

@@ -1,8 +1,8 @@
 import { STATUS_CODES } from 'node:http';
 import type { Request, Response } from 'express';
 import { isConnectionError } from './database.js';
-import { httpProblem, listHttpCodes, SallyportError } from './errors.js';
-import type { HttpCode } from './errors.js';
+import { batchCodeKind, httpProblem, listHttpCodes, SallyportError } from './errors.js';
+import type { BatchCode, HttpCode } from './errors.js';
 import { newId } from './ids.js';
 import type { Log } from './log.js';
 
@@ -104,7 +104,7 @@ export function sendText(res: Response, status: number, mediaType: string, text:
 function toKnownError(error: unknown): SallyportError {
   if (error instanceof SallyportError) {
     if ((listHttpCodes() as string[]).includes(error.code)) return error;
-    return internal(error);
+    return error.code === error.code.toUpperCase() ? batchProblem(error) : internal(error);
   }
   if (isConnectionError(error)) {
     return new SallyportError('store-unavailable', 'The database does not answer.', {
@@ -118,6 +118,16 @@ function toKnownError(error: unknown): SallyportError {
     return new SallyportError('not-found', 'The path is not valid percent-encoding.');
   }
   return internal(error);
+}
+
+/** What is wrong with a batch file, with its own code beside that of the answer. */
+function batchProblem(error: SallyportError): SallyportError {
+  const waits = batchCodeKind(error.code as BatchCode) === 'wait';
+  return new SallyportError(waits ? 'batch-waits' : 'batch-refused', error.message, {
+    cause: error,
+    ...(error.next !== undefined && { next: error.next }),
+    extra: { batch_code: error.code },
+  });
 }
 
 function internal(cause: unknown): SallyportError {

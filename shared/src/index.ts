@@ -27,6 +27,7 @@ export * from './passwords.js';
 export * from './policy/query-policy.js';
 export * from './principals.js';
 export * from './profile-types.js';
+export * from './queue-access.js';
 export * from './queue.js';
 export * from './records.js';
 export * from './revisions.js';

@@ -51,7 +51,7 @@ export type Queues = {
   close(): Promise<void>;
 };
 
-type QueuesOptions = {
+export type QueuesOptions = {
   network: NetworkName;
   databaseUrl: string;
   redisUrl?: string | undefined;

@@ -10,7 +10,6 @@ import {
   printable,
   openDatabase,
   SallyportError,
-  streamsSentBy,
   type ClosingStep,
   type CommandArguments,
   type CommandOutput,
@@ -18,18 +17,17 @@ import {
   type Database,
   type Log,
   type NetworkName,
-  type StreamName,
 } from '@sallyport/shared';
 import type { ApplyTable } from '../receiving/apply.js';
 import { auditCommands } from './audit-commands.js';
 import { batchCommands } from './batch-commands.js';
 import { decisionCommands, describeFile, type UseNode } from './decision-commands.js';
-import { exportControl, exportStream, type Exported } from '../sending/export.js';
+import { sealNow } from '../sending/seal-now.js';
 import { importBatches, type ImportReport } from '../receiving/import.js';
 import { keyCommands, requireName } from './key-commands.js';
 import { cardFingerprint, loadCard, makeKeys, parseCard, type Card } from '../keys/keys.js';
 import { healingCommands } from './link-commands.js';
-import { findLink, hasValidFarKey, trustCard } from '../keys/links.js';
+import { trustCard } from '../keys/links.js';
 import { makeFolders, type Folders, type Node } from '../node.js';
 import { commandLineActor } from '../open-node.js';
 
@@ -308,33 +306,7 @@ function describeImport(report: ImportReport): CommandOutput {
 }
 
 async function seal({ db, node }: OpenNetwork, only?: string): Promise<CommandOutput> {
-  if (!(await findLink(db))) {
-    throw new SallyportError('not-trusted', 'No far side is trusted yet, so nothing can leave.', {
-      next: 'Run keys trust with the card of the other network.',
-    });
-  }
-  if (!(await hasValidFarKey(db))) {
-    throw new SallyportError('not-trusted', 'No valid key of the far side is known here.', {
-      next: 'Run keys trust with its new card.',
-    });
-  }
-  const mine = streamsSentBy(node.role);
-  if (only !== undefined && !(mine as string[]).includes(only)) {
-    throw new SallyportError('usage', `This network does not send the stream "${only}".`, {
-      next: `It sends ${mine.join(', ')}.`,
-    });
-  }
-  const streams = only === undefined ? mine : [only as StreamName];
-  const sealed: (Exported & { stream: StreamName })[] = [];
-  for (const stream of streams.filter((name) => name !== 'control')) {
-    sealed.push({ stream, ...(await exportStream(db, node, stream)) });
-  }
-  // Last, so that it is left out where another batch has just carried the receipts.
-  if (streams.includes('control')) {
-    // Asked for by name, custody records need no company.
-    const custody = only === 'control';
-    sealed.push({ stream: 'control', ...(await exportControl(db, node, { custody })) });
-  }
+  const sealed = await sealNow(db, node, { only, by: commandLineActor() });
   const lines = sealed.map((one) => [one.stream, String(one.sealed), String(one.records)]);
   return { text: formatTable(['STREAM', 'BATCHES', 'RECORDS'], lines), data: sealed };
 }

@@ -14,6 +14,7 @@ import {
 } from '@sallyport/shared';
 import {
   askApproval,
+  askRelease,
   decideApproval,
   describeAct,
   listApprovals,
@@ -37,7 +38,6 @@ import {
   listQuarantine,
   readQuarantined,
   rejectQuarantined,
-  requireReleasable,
   type QuarantineDetails,
 } from '../receiving/quarantine.js';
 import { tidyOutbox } from '../sending/store.js';
@@ -147,16 +147,9 @@ function quarantineCommands(use: UseNode): Commands {
       run: (args) =>
         use(async (opened) => {
           const { db, node } = opened;
-          const reason = reasonOf(args);
-          const file = await findQuarantined(db, args.positionals[0] ?? '');
-          await requireReleasable(node, file);
+          const [id = '', reason] = [args.positionals[0], reasonOf(args)];
           const by = await personOf(opened, args);
-          const { code, stream, seq, batch, sentence } = file.report;
-          const details = { file: file.file_name, code, stream, seq, batch, sentence };
-          const ask = { act: 'release', subject: file.id, details, reason, by } as const;
-          const asked = await db.transaction((tx) =>
-            askApproval(tx, { ...ask, at: node.clock.now() }),
-          );
+          const asked = await askRelease(db, node, { id, reason, by });
           return describeAsked(asked);
         }),
     },

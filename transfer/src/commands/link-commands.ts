@@ -7,7 +7,7 @@ import {
   type Commands,
   type Database,
 } from '@sallyport/shared';
-import { askApproval, numberSubject } from '../custody/approvals.js';
+import { askWriteOff } from '../custody/approvals.js';
 import {
   describeAsked,
   personOf,
@@ -28,7 +28,6 @@ import {
 import { findLink } from '../keys/links.js';
 import { rangesText, toRanges, type Range } from '../format/ranges.js';
 import { requireOwnStream, resendNumbers, type Resent } from '../sending/resend.js';
-import { findWithdrawable } from '../sending/withdrawals.js';
 
 // With # a column shows the newest such number, without a count.
 const SENDING = [
@@ -77,19 +76,18 @@ export function healingCommands(use: UseNode): Commands {
         'again under another number.',
       positionals: [2, 2],
       values: ['reason', 'as'],
-      run: (args) => use((opened) => askWriteOff(opened, args)),
+      run: (args) => use((opened) => writeOff(opened, args)),
     },
   };
 }
 
-async function askWriteOff(opened: OpenedNode, args: CommandArguments): Promise<CommandOutput> {
+async function writeOff(opened: OpenedNode, args: CommandArguments): Promise<CommandOutput> {
   const { db, node } = opened;
-  const [stream = '', number] = args.positionals;
+  const [name = '', number] = args.positionals;
   const [seq, reason] = [readNumber(number), reasonOf(args)];
-  const details = await findWithdrawable(db, { stream: requireOwnStream(node, stream), seq });
+  const stream = requireOwnStream(node, name);
   const by = await personOf(opened, args);
-  const ask = { act: 'withdraw', subject: numberSubject(details), details, reason, by } as const;
-  const asked = await db.transaction((tx) => askApproval(tx, { ...ask, at: node.clock.now() }));
+  const asked = await askWriteOff(db, node, { stream, seq, reason, by });
   const said = describeAsked(asked);
   const stays = 'Its bytes stay in the store whatever is decided; only its file leaves the outbox.';
   return { ...said, text: `${said.text}\n${stays}` };

@@ -10,8 +10,8 @@ import {
 import { allowEpoch, allowJump } from '../receiving/freezes.js';
 import type { Node } from '../node.js';
 import { isSamePerson, requirePerson } from './people.js';
-import { approveRelease } from '../receiving/quarantine.js';
-import { withdrawBatch } from '../sending/withdrawals.js';
+import { approveRelease, findQuarantined, requireReleasable } from '../receiving/quarantine.js';
+import { findWithdrawable, withdrawBatch } from '../sending/withdrawals.js';
 
 /** What needs two people: to withdraw a number, to release a quarantined file, to let numbers jump. */
 export type Act = 'withdraw' | 'release' | 'jump';
@@ -107,16 +107,53 @@ export async function askApproval(
   return { ...made, fresh: true };
 }
 
-/** What waits for a second person, oldest first; with `all`, what was decided too. */
+/**
+ * Asks to give a sealed number up for good.
+ * @throws SallyportError as {@link askApproval} and `findWithdrawable`.
+ */
+export async function askWriteOff(
+  db: Database,
+  node: Node,
+  asked: { stream: string; seq: number; epoch?: number; reason: string; by: string },
+): Promise<Approval & { fresh: boolean }> {
+  const { reason, by, ...number } = asked;
+  const details = await findWithdrawable(db, number);
+  const ask = { act: 'withdraw', subject: numberSubject(details), details, reason, by } as const;
+  return db.transaction((tx) => askApproval(tx, { ...ask, at: node.clock.now() }));
+}
+
+/**
+ * Asks to import a refused file after all.
+ * @throws SallyportError as {@link askApproval}, `findQuarantined` and `requireReleasable`.
+ */
+export async function askRelease(
+  db: Database,
+  node: Node,
+  { id, reason, by }: { id: string; reason: string; by: string },
+): Promise<Approval & { fresh: boolean }> {
+  const file = await findQuarantined(db, id);
+  await requireReleasable(node, file);
+  const { code, stream, seq, batch, sentence } = file.report;
+  const details = { file: file.file_name, code, stream, seq, batch, sentence };
+  const ask = { act: 'release', subject: file.id, details, reason, by } as const;
+  return db.transaction((tx) => askApproval(tx, { ...ask, at: node.clock.now() }));
+}
+
+/** The last one of a page: lists go on after it. */
+export type After = { at: string; id: string };
+
+/** What waits for a second person, newest first; with `all`, what was decided too. */
 export async function listApprovals(
   db: Database,
-  { all = false }: { all?: boolean } = {},
+  { all = false, limit = MAX_LISTED, after }: { all?: boolean; limit?: number; after?: After } = {},
 ): Promise<Approval[]> {
   return rows<Approval>(
     db,
-    `select ${COLUMNS} from approvals where decision is null or cast(? as boolean)
-     order by asked_at desc, id desc limit ${MAX_LISTED}`,
-    [all],
+    `select ${COLUMNS} from approvals where (decision is null or cast(:all as boolean))
+       and (cast(:at as timestamptz) is null
+         or (asked_at, id) < (cast(:at as timestamptz), cast(:id as uuid)))
+     order by asked_at desc, id desc limit :limit`,
+    { all, limit, at: after?.at ?? null, id: after?.id ?? null },
   );
 }
 

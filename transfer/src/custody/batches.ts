@@ -5,6 +5,7 @@ import {
   type BatchCode,
   type Database,
   type StreamName,
+  type Transaction,
 } from '@sallyport/shared';
 import { parseBatchName } from '../format/batch-file.js';
 import {
@@ -126,28 +127,41 @@ export async function handOver(
   node: Node,
   { names, by, medium }: { names: string[]; by: string; medium: string | null },
 ): Promise<{ handedOver: BatchKey[]; before: number }> {
-  const at = node.clock.now();
   return db.transaction(async (tx) => {
     const ids: string[] = [];
     for (const name of names) ids.push(await findSealed(tx, name));
-    const handedOver = await markHandedOver(tx, { ids, by, medium, at });
-    const step = { step: 'handed_over', who: by, at, medium, tell: true } as const;
-    await noteCustody(
-      tx,
-      handedOver.filter(({ stream }) => stream !== 'control').map((key) => ({ ...key, ...step })),
-      at,
-    );
-    for (const { stream, epoch, seq, digest } of handedOver) {
-      await appendAudit(tx, {
-        at,
-        actor: by,
-        action: 'batch.hand-over',
-        subject: `${stream} ${seq}`,
-        details: { epoch, digest, medium },
-      });
-    }
+    const handedOver = await handOverBatches(tx, node, { ids, by, who: by, medium });
     return { handedOver, before: new Set(ids).size - handedOver.length };
   });
+}
+
+/**
+ * Notes that `who` took sealed batches away, as `by` says; what had left before stays as it is.
+ * @returns the batches that had not left before.
+ */
+export async function handOverBatches(
+  tx: Transaction,
+  node: Node,
+  { ids, by, who, medium }: { ids: string[]; by: string; who: string; medium: string | null },
+): Promise<BatchKey[]> {
+  const at = node.clock.now();
+  const handedOver = await markHandedOver(tx, { ids, by: who, medium, at });
+  const step = { step: 'handed_over', who, at, medium, tell: true } as const;
+  await noteCustody(
+    tx,
+    handedOver.filter(({ stream }) => stream !== 'control').map((key) => ({ ...key, ...step })),
+    at,
+  );
+  for (const { stream, epoch, seq, digest } of handedOver) {
+    await appendAudit(tx, {
+      at,
+      actor: by,
+      action: 'batch.hand-over',
+      subject: `${stream} ${seq}`,
+      details: { epoch, digest, medium, ...(who !== by && { who }) },
+    });
+  }
+  return handedOver;
 }
 
 async function findSealed(db: Database, name: string): Promise<string> {

@@ -21,6 +21,8 @@ export type SendingStatus = {
   acked: number;
   /** Sealed batches without a receipt. */
   open: number;
+  /** Of their files. */
+  open_bytes: number;
   oldest_open_at: Date | null;
   /** Open numbers that the far side misses, as it last told. */
   missing: Range[];
@@ -149,6 +151,8 @@ with waiting as (
     max(b.seq) filter (where b.handed_over_at is not null) as handed_over,
     max(b.seq) filter (where b.state = 'acked') as acked,
     count(*) filter (where b.state in ('sealed', 'ready', 'handed_over')) as open,
+    sum(b.file_bytes) filter (where b.state in ('sealed', 'ready', 'handed_over'))::bigint
+      as open_bytes,
     min(b.sealed_at) filter (where b.state in ('sealed', 'ready', 'handed_over')) as oldest_open_at
   from outbound_batches b
   where b.epoch = (select max(epoch) from outbound_batches n where n.stream = b.stream)
@@ -156,7 +160,7 @@ with waiting as (
 )
 select stream, coalesce(waiting, 0) as waiting, coalesce(sealed, 0) as sealed,
   coalesce(handed_over, 0) as handed_over, coalesce(acked, 0) as acked,
-  coalesce(open, 0) as open, oldest_open_at, o.reason as owes_snapshot
+  coalesce(open, 0) as open, coalesce(open_bytes, 0) as open_bytes, oldest_open_at, o.reason as owes_snapshot
 from waiting full join sent using (stream) full join owed_snapshots o using (stream)
 order by stream`;
 

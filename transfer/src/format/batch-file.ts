@@ -32,7 +32,10 @@ const LF = Buffer.from('\n');
 const DAMAGED = 'Copy the file again from the sender.';
 
 /** The file name of a batch: a hint for people and tools, never trusted. */
-export function batchName(manifest: Manifest, digest: string): string {
+export function batchName(
+  manifest: Pick<Manifest, 'to' | 'from' | 'stream' | 'epoch' | 'seq'>,
+  digest: string,
+): string {
   const { to, from, stream, epoch, seq } = manifest;
   const number = `e${String(epoch).padStart(4, '0')}.s${String(seq).padStart(12, '0')}`;
   return `${to}.${from}.${stream}.${number}.${digest.slice(0, 12)}.batch`;

@@ -31,6 +31,7 @@ export async function stageRecords(tx: Transaction, bodies: StagedBody[]): Promi
        batch_id uuid not null
      ) on commit delete rows`,
   );
+  let bad = 0;
   await withConnection(tx, async (connection) => {
     const copy = connection.query(
       copyFrom(
@@ -38,14 +39,30 @@ export async function stageRecords(tx: Transaction, bodies: StagedBody[]): Promi
          from stdin (format csv, quote e'\\x01', delimiter e'\\x02')`,
       ),
     );
-    await pipeline(Readable.from(encode(bodies)), copy);
+    const lines = encode(bodies, (group) => {
+      for (const record of group) if (record.bad) bad += 1;
+    });
+    await pipeline(Readable.from(lines), copy);
   });
   await refuseConflicts(tx);
+  if (bad > 0) await tx.raw(NOTE_FAULTS);
 }
 
-async function* encode(bodies: StagedBody[]): AsyncGenerator<Buffer> {
+/** For those who ask what became of each line. */
+const NOTE_FAULTS = `
+insert into inbound_faults (batch_id, line, type, record_id, code, detail)
+select batch_id, line, t, id, code, coalesce(detail, '') from incoming where code is not null
+on conflict do nothing`;
+
+async function* encode(
+  bodies: StagedBody[],
+  look: (group: IncomingRecord[]) => void,
+): AsyncGenerator<Buffer> {
   for (const { batchId, plain, stated } of bodies) {
-    for await (const group of readRecords(plain, stated)) yield encodeGroup(group, batchId);
+    for await (const group of readRecords(plain, stated)) {
+      look(group);
+      yield encodeGroup(group, batchId);
+    }
   }
 }
 

@@ -101,7 +101,20 @@ export type QuarantineDetails = {
 /** The refused files nobody has decided on, newest first; with `all`, the decided ones too. */
 export async function listQuarantine(
   db: Database,
-  { code, stream, all = false }: { code?: string; stream?: string; all?: boolean } = {},
+  {
+    code,
+    stream,
+    all = false,
+    limit = MAX_LISTED,
+    after,
+  }: {
+    code?: string | undefined;
+    stream?: string | undefined;
+    all?: boolean;
+    limit?: number;
+    /** The last one of the page before. */
+    after?: { at: string; id: string };
+  } = {},
 ): Promise<QuarantinedFile[]> {
   return rows(
     db,
@@ -109,8 +122,17 @@ export async function listQuarantine(
      where (decided_at is null or cast(:all as boolean))
        and (cast(:code as text) is null or :code in (code, report->>'code'))
        and (cast(:stream as text) is null or report->>'stream' = :stream)
-     order by created_at desc, id desc limit ${MAX_LISTED}`,
-    { all, code: code ?? null, stream: stream ?? null },
+       and (cast(:at as timestamptz) is null
+         or (created_at, id) < (cast(:at as timestamptz), cast(:id as uuid)))
+     order by created_at desc, id desc limit :limit`,
+    {
+      all,
+      limit,
+      code: code ?? null,
+      stream: stream ?? null,
+      at: after?.at ?? null,
+      id: after?.id ?? null,
+    },
   );
 }
 

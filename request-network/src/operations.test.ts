@@ -1,0 +1,183 @@
+import { createHash } from 'node:crypto';
+import { readFile, readdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { expect } from 'chai';
+import { rows, verifyAudit, type Role } from '@sallyport/shared';
+import { eventually, type TestAnswer } from '@sallyport/shared/testing';
+import { trustCard } from '@sallyport/transfer';
+import { makeTestNode, type TestNode } from '@sallyport/transfer/testing';
+import { QUERY, openTestNetwork, type TestNetwork } from './testing.js';
+
+type Batch = { id: string; state: string; seq: number; file_name: string; direction: string };
+
+describe('operations of the request network', () => {
+  let red: TestNetwork;
+  let blue: TestNode;
+
+  const as = async (who: Role, path: string, body?: unknown): Promise<TestAnswer> =>
+    red.call(path, {
+      as: await red.tokenOf(who),
+      ...(body === undefined ? {} : { body }),
+    });
+  const seal = async (): Promise<Batch> => {
+    await red.call('/v1/requests', { body: { dataset: 'claims', query: QUERY } });
+    await as('operator', '/v1/batches:seal', { stream: 'requests' });
+    const { body } = await as('operator', '/v1/batches?direction=out&stream=requests&page_size=1');
+    return (body['items'] as Batch[])[0] as Batch;
+  };
+  const audited = (action: string) =>
+    rows<{ actor: string; details: Record<string, unknown> }>(
+      red.db,
+      'select actor, details from audit_log where action = ? order by position',
+      [action],
+    );
+
+  before(async () => {
+    red = await openTestNetwork();
+    blue = await makeTestNode('response');
+    await trustCard(red.db, red.node, blue.keys.card, 'test');
+  });
+  after(async () => {
+    await blue.remove();
+    await red.stop();
+  });
+
+  it('seals now, lists, and tells everything of a batch but what its records say', async () => {
+    const batch = await seal();
+    expect(batch).to.include({ direction: 'out', state: 'ready' });
+    const { body } = await as('auditor', `/v1/batches/${batch.id}`);
+    expect(body).to.include({ records: 1, stream: 'requests', handed_over_at: null });
+    expect(body['statistics']).to.deep.include({ types: { request: 1 }, build_ms: 0 });
+    expect((body['custody'] as { step: string }[]).map(({ step }) => step)).to.deep.equal([
+      'sealed',
+    ]);
+    const records = await as('auditor', `/v1/batches/${batch.id}/records`);
+    expect(records.body['items']).to.have.length(1);
+    expect((records.body['items'] as unknown[])[0]).to.include({
+      line: 1,
+      type: 'request',
+      fate: 'on_its_way',
+    });
+    expect(records.text).to.not.contain('state');
+    expect((await audited('batch.seal')).at(-1)).to.include({ actor: 'user:operator' });
+  });
+
+  it('goes through the list page by page, each batch once', async () => {
+    await seal();
+    await seal();
+    const seen: string[] = [];
+    let token = '';
+    for (let page = 0; page < 20; page += 1) {
+      const { body } = await as('admin', `/v1/batches?page_size=1${token}`);
+      seen.push(...(body['items'] as Batch[]).map(({ id }) => id));
+      if (body['next_page_token'] === undefined) break;
+      token = `&page_token=${String(body['next_page_token'])}`;
+    }
+    const { body } = await as('admin', '/v1/batches');
+    expect(seen).to.deep.equal((body['items'] as Batch[]).map(({ id }) => id));
+    const other = await as('operator', `/v1/batches?page_size=1${token}`);
+    expect(other.body['code']).to.equal('bad-page-token');
+  });
+
+  it('streams the file with its digest; an auditor reading it hands nothing over', async () => {
+    const batch = await seal();
+    const bytes = await readFile(join(red.node.folders.store, batch.file_name));
+    const digest = createHash('sha256').update(bytes).digest('base64');
+    const read = await as('auditor', `/v1/batches/${batch.id}/file`);
+    expect(read.headers.get('repr-digest')).to.equal(`sha-256=:${digest}:`);
+    expect((await as('auditor', `/v1/batches/${batch.id}`)).body['state']).to.equal('ready');
+    const part = await red.call(`/v1/batches/${batch.id}/file`, {
+      as: await red.tokenOf('operator'),
+      headers: { range: 'bytes=5-9' },
+    });
+    expect(part).to.include({ status: 206, text: bytes.toString('latin1', 5, 10) });
+    expect(part.headers.get('content-range')).to.equal(`bytes 5-9/${bytes.length}`);
+    await as('operator', `/v1/batches/${batch.id}/file`);
+    // Noted once its last byte has left.
+    const left = await eventually(async () => {
+      const { body } = await as('operator', `/v1/batches/${batch.id}`);
+      return body['state'] === 'handed_over' && body;
+    });
+    expect(left['handed_over_by']).to.equal('user:operator');
+  });
+
+  it('notes who took a batch on what, once', async () => {
+    const { id } = await seal();
+    const path = `/v1/batches/${id}:confirm-handover`;
+    const first = await as('operator', path, { who: 'Tess', medium: 'stick 7' });
+    expect(first.body).to.include({ handed_over_by: 'Tess', medium: 'stick 7' });
+    const again = await as('admin', path, { who: 'Somebody else' });
+    expect(again.body).to.include({ handed_over_by: 'Tess', medium: 'stick 7' });
+    const entries = (await audited('batch.hand-over')).filter((each) => each.details['who']);
+    expect(entries).to.have.length(1);
+    expect(entries[0]?.actor).to.equal('user:operator');
+  });
+
+  it('publishes the same bytes again, and says so when they are gone', async () => {
+    const { id, file_name: name } = await seal();
+    await rm(join(red.node.folders.outbox, name));
+    expect(await as('operator', `/v1/batches/${id}:resend`, {})).to.include({ status: 200 });
+    expect(await readdir(red.node.folders.outbox)).to.contain(name);
+    await rm(join(red.node.folders.store, name));
+    const gone = await as('operator', `/v1/batches/${id}:resend`, {});
+    expect(gone.body).to.include({ status: 410, code: 'store-bytes-missing' });
+    const file = await as('operator', `/v1/batches/${id}/file`);
+    expect(file.body['code']).to.equal('store-bytes-missing');
+  });
+
+  it('writes a batch off once a second person approves, never the same one', async () => {
+    const { id } = await seal();
+    const path = `/v1/batches/${id}:write-off`;
+    expect((await as('operator', path, { reason: ' ' })).body['code']).to.equal('bad-field');
+    const asked = await as('operator', path, { reason: 'The stick was lost.' });
+    expect(asked).to.include({ status: 202 });
+    expect((await as('operator', path, { reason: 'Again.' })).body).to.include({
+      id: asked.body['id'],
+      fresh: false,
+    });
+    const approve = `/v1/approvals/${String(asked.body['id'])}:approve`;
+    const self = await as('operator', approve, {});
+    expect(self.body).to.include({ status: 403, code: 'approval-same-person' });
+    const waiting = await as('auditor', '/v1/approvals');
+    expect(waiting.body['items']).to.have.length(1);
+    expect((await as('admin', approve, {})).body).to.include({ decision: 'approved' });
+    expect((await as('admin', approve, {})).body['code']).to.equal('version-conflict');
+    const { body } = await as('operator', `/v1/batches/${id}`);
+    expect(body['state']).to.equal('withdrawn');
+    expect((await as('auditor', '/v1/approvals')).body['items']).to.deep.equal([]);
+    expect((await verifyAudit(red.db)).ok).to.equal(true);
+  });
+
+  it('tells how the link stands', async () => {
+    const { body } = await as('operator', '/v1/link');
+    const sending = body['sending'] as Record<string, unknown>[];
+    const requests = sending.find(({ stream }) => stream === 'requests');
+    expect(requests?.['open_bytes']).to.be.a('number').above(0);
+    expect(body['clock_offset']).to.deep.equal({ least_ms: null, most_ms: null });
+  });
+
+  it('answers users and reviewers 403, and auditors where something would change', async () => {
+    const { id } = await seal();
+    for (const path of ['/v1/batches', `/v1/batches/${id}/file`, '/v1/link', '/v1/quarantine']) {
+      for (const who of ['user', 'reviewer'] as const) {
+        expect((await as(who, path)).body['code'], `${who} ${path}`).to.equal('role-missing');
+      }
+    }
+    const refused = await as('auditor', `/v1/batches/${id}:write-off`, { reason: 'No.' });
+    expect(refused.body['code']).to.equal('role-missing');
+    expect((await red.call('/v1/batches')).body['code']).to.equal('role-missing');
+  });
+
+  it('refuses what it does not know', async () => {
+    const { id } = await seal();
+    const nothing = `/v1/batches/${id.replace(/^.{4}/, '0000')}`;
+    expect(await as('operator', nothing)).to.include({ status: 404 });
+    expect((await as('operator', '/v1/batches?state=lost')).body['code']).to.equal('bad-field');
+    expect((await as('operator', '/v1/batches:seal', { stream: 'results' })).body['code']).to.equal(
+      'bad-field',
+    );
+    expect((await as('operator', `/v1/batches/${id}/file?all=1`)).body['code']).to.equal(
+      'unknown-field',
+    );
+  });
+});
