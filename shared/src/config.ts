@@ -45,7 +45,10 @@ export const urlOf = (schemes: string, description: string) =>
 export const NETWORK_VARIABLES = {
   DATABASE_URL: urlOf('postgres(ql)?', 'PostgreSQL of this network, 15 or newer'),
   REDIS_URL: Type.Optional(
-    urlOf('rediss?', 'Redis for the queues; without it they live in PostgreSQL'),
+    urlOf(
+      'rediss?',
+      'Redis for the queues, else in PostgreSQL, and for caches that processes share',
+    ),
   ),
   STATE_DIR: text('folder for keys, inbox, outbox and kept batches'),
   INBOX_DIR: Type.Optional(text('where batches arrive, unless in STATE_DIR/inbox')),

@@ -40,6 +40,7 @@ export const Argon2RangeSchema = Type.Object(
 );
 export type Argon2Range = Static<typeof Argon2RangeSchema>;
 
+const MIB = 1024 ** 2;
 const GIB = 1024 ** 3;
 const HOST = '[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?';
 
@@ -153,6 +154,46 @@ const GENERAL = {
     Type.String({ maxLength: 500 }),
     '',
     'What everybody reads at the top of the console; empty: nothing.',
+    { local: true },
+  ),
+  'cache.results_bytes': setting(
+    whole(0, 64 * GIB),
+    128 * MIB,
+    'Bytes of results that a process, and Redis if there is one, keep for reading again; 0: none.',
+    { local: true },
+  ),
+  'cache.results_ttl_s': setting(
+    whole(1, 604_800),
+    3_600,
+    'Seconds that a result stays in the cache.',
+    { local: true },
+  ),
+  'cache.entry_max_bytes': setting(
+    whole(1_024, 64 * MIB),
+    MIB,
+    'Bytes above which a result is not cached but streamed from the database.',
+    { local: true },
+  ),
+  'cache.digests_bytes': setting(
+    whole(0, 64 * GIB),
+    64 * MIB,
+    'Bytes of answers that the response network keeps for the same search; 0: none.',
+  ),
+  'cache.digests_ttl_s': setting(
+    whole(0, 86_400),
+    0,
+    'Seconds in which the same search is answered without asking Elasticsearch again; 0: never.',
+  ),
+  'retention.samples_days': setting(
+    whole(1, 366),
+    30,
+    'Days that the samples of every minute are kept.',
+    { local: true },
+  ),
+  'retention.hourly_days': setting(
+    whole(1, 3_660),
+    366,
+    'Days that the samples of every hour are kept.',
     { local: true },
   ),
 } as const;
