@@ -11,6 +11,7 @@ import { addOperationRoutes } from '@sallyport/transfer';
 import { addAccountRoutes } from './accounts.routes.js';
 import { VERSION, type RequestNetwork } from './network.js';
 import { addRequestRoutes } from './requests.routes.js';
+import { addResultRoutes } from './results.routes.js';
 
 /** The HTTP API of the request network. */
 export function createRequestApp(network: RequestNetwork): Express {
@@ -23,6 +24,7 @@ export function createRequestApp(network: RequestNetwork): Express {
     settings: async () => (await network.replica.rules()).settings,
   });
   addRequestRoutes(routes, network);
+  addResultRoutes(routes, network);
   addAccountRoutes(routes, network);
   addAuditRoutes(routes, network);
   addNoticeRoutes(routes, network);

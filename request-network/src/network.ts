@@ -12,15 +12,22 @@ import {
   type Log,
   type QueueAccess,
   type SessionKey,
+  CACHE_CHANNEL,
   CHANGED_CHANNEL,
   IDENTITY_CHANGED,
   RULES_CHANGED,
   API_KEYS_FILE,
   SESSION_KEY_FILE,
+  openCache,
+  openCounters,
   openPrincipals,
   pageSecretOf,
   readSecret,
+  type Cache,
+  type CacheSettings,
+  type Counters,
   type Principals,
+  type Settings,
 } from '@sallyport/shared';
 import {
   foldersIn,
@@ -35,6 +42,7 @@ import type { Config } from './config.js';
 import { createEstimates, type Estimates } from './estimates.js';
 import { requestRules } from './lost-requests.js';
 import { openReplica, type Replica } from './replica.js';
+import { createResultReader, type ResultReader } from './result-reader.js';
 import { createWaiters, type Waiters } from './waiters.js';
 
 /** The migrations of this network, in order. */
@@ -58,6 +66,10 @@ export type RequestNetwork = {
   principals: Principals;
   waiters: Waiters;
   estimates: Estimates;
+  counters: Counters;
+  /** Texts of results. */
+  cache: Cache;
+  results: ResultReader;
   sessionKey: SessionKey;
   apiKeySecret: Buffer;
   pageSecret: Buffer;
@@ -106,9 +118,21 @@ export async function openNetwork(
       log,
     });
     const waiters = createWaiters(db, log);
+    const counters = openCounters(db, { clock, log });
+    const cache = await openCache({
+      name: 'results',
+      db,
+      clock,
+      log,
+      counters,
+      settings: () => cacheSettings(replica.settings()),
+      redisUrl: config.REDIS_URL,
+    });
+    const results = createResultReader({ db, cache, hearsChanges: () => listener.connected() });
     const forget = () => {
       principals.drop();
       replica.drop();
+      results.forget();
     };
     const listener = listen(
       config.DATABASE_URL,
@@ -116,13 +140,19 @@ export async function openNetwork(
         sallyport_imported: (stream) => {
           if (stream === 'identity') principals.drop();
           if (stream === 'identity' || stream === 'settings') replica.drop();
+          results.forget();
           waiters.check();
         },
         sallyport_sealed: () => waiters.check(),
         [CHANGED_CHANNEL]: (what) => {
           if (what === IDENTITY_CHANGED) principals.drop();
           if (what === RULES_CHANGED) replica.drop();
+          results.forget();
           waiters.check();
+        },
+        [CACHE_CHANNEL]: (message) => {
+          results.forget();
+          cache.hear(message);
         },
       },
       {
@@ -153,6 +183,9 @@ export async function openNetwork(
       principals,
       waiters,
       estimates: createEstimates(db, clock),
+      counters,
+      cache,
+      results,
       sessionKey,
       apiKeySecret,
       pageSecret: pageSecretOf(apiKeySecret),
@@ -161,6 +194,8 @@ export async function openNetwork(
         await queues.close();
         await principals.close();
         await listener.close();
+        await cache.close();
+        await counters.close();
         await db.destroy();
       },
     };
@@ -168,4 +203,12 @@ export async function openNetwork(
     await db.destroy();
     throw error;
   }
+}
+
+function cacheSettings(settings: Settings): CacheSettings {
+  return {
+    maxBytes: settings['cache.results_bytes'],
+    entryMaxBytes: settings['cache.entry_max_bytes'],
+    ttlMs: settings['cache.results_ttl_s'] * 1_000,
+  };
 }

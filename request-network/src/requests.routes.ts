@@ -1,5 +1,3 @@
-import { Readable } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
 import { Type } from 'typebox';
 import {
   HTTP_JSON_CODES,
@@ -19,8 +17,6 @@ import { parseBulk } from './bulks.js';
 import { MAX_KEY_LENGTH, fingerprintOf, runOnce, type Reply } from './idempotency.js';
 import type { RequestNetwork } from './network.js';
 import { retryAfterS, viewHeaders } from './polling.js';
-import { cutLines } from './result-lines.js';
-import { noteFetched, openResult, type ReadableResult } from './result-reads.js';
 import {
   BulkAnswerSchema,
   RequestListSchema,
@@ -38,14 +34,13 @@ import { readTimeline } from './timeline.js';
 
 const BULK_LIMITS = { sizeBytes: 8 * 1024 * 1024, timeMs: 60_000 };
 const NDJSON = 'application/x-ndjson';
-const JSON_TYPE = 'application/json';
 const WAIT_MOST_S = 25;
 const USER = { roles: ['user'] } as const;
 const READ = { ...USER, scope: 'requests:read' } as const;
 const WRITE = { ...USER, scope: 'requests:write' } as const;
 const NOT_FOUND = { description: 'No request of yours has this id.' };
 
-/** Submitting, following, reading and cancelling requests. */
+/** Submitting, following and cancelling requests. */
 export function addRequestRoutes(routes: Routes<Principal>, network: RequestNetwork): void {
   const { db, clock, replica } = network;
   const onUrgent = () => network.queues.wake('export-requests');
@@ -220,23 +215,6 @@ export function addRequestRoutes(routes: Routes<Principal>, network: RequestNetw
     },
   });
 
-  for (const path of ['/v1/requests/{id}/result', '/v1/requests/{id}/response']) {
-    routes.add({
-      ...READ,
-      method: 'get',
-      path,
-      summary: 'The answer, as JSON or as one hit per line',
-      responses: {
-        200: { description: 'The answer, exactly as it came.', mediaType: JSON_TYPE },
-        304: { description: 'It is still the one of If-None-Match.' },
-        404: NOT_FOUND,
-        409: { description: 'It is not here yet (Retry-After), or there will be none.' },
-        410: { description: 'It was here and has been purged.' },
-      },
-      handler: (call) => answerResult(network, call),
-    });
-  }
-
   routes.add({
     ...WRITE,
     method: 'post',
@@ -293,58 +271,6 @@ async function waitForChange(network: RequestNetwork, call: ReadCall): Promise<R
     waiter.leave();
     call.res.off('close', leave);
   }
-}
-
-async function answerResult(
-  network: RequestNetwork,
-  { req, res, params, actor }: Call<Principal, unknown, unknown>,
-): Promise<Answer | undefined> {
-  const { db, replica, clock, log } = network;
-  const id = params['id'] ?? '';
-  const { settings } = await replica.rules();
-  const wait = retryAfterS(settings, 'processing');
-  const result = await openResult(db, { id, userId: actor.userId, retryAfterS: wait });
-  const mediaType = req.accepts([result.mediaType, NDJSON]);
-  if (mediaType === false) {
-    throw new SallyportError('not-acceptable', `The result is ${result.mediaType}.`, {
-      next: `Accept ${result.mediaType} or ${NDJSON}.`,
-    });
-  }
-  const asLines = mediaType === NDJSON;
-  const etag = `"${result.sha256}${asLines ? '-lines' : ''}"`;
-  const headers = { ETag: etag, Vary: 'Accept' };
-  if (matchesEtag(req.headers['if-none-match'], etag)) return { status: 304, headers };
-  res.statusCode = 200;
-  res.setHeaders(new Map(Object.entries({ ...headers, ...describeResult(result, asLines) })));
-  if (req.method === 'HEAD') {
-    res.end();
-    return undefined;
-  }
-  const pieces = result.pieces();
-  try {
-    await pipeline(Readable.from(asLines ? cutLines(pieces) : pieces), res);
-    await noteFetched(db, id, clock.now());
-  } catch (error) {
-    // A reader who leaves early is no failure of ours.
-    if (!isReaderGone(error)) throw error;
-    log.debug({ request: id }, 'the reader of a result left early');
-  }
-  return undefined;
-}
-
-function isReaderGone(error: unknown): boolean {
-  const code = error instanceof Error && (error as NodeJS.ErrnoException).code;
-  return code === 'ERR_STREAM_PREMATURE_CLOSE' || code === 'ECONNRESET' || code === 'EPIPE';
-}
-
-function describeResult(result: ReadableResult, asLines: boolean): Record<string, string> {
-  // The digest (RFC 9530) is of the stored text, which lines are not.
-  if (asLines) return { 'Content-Type': NDJSON };
-  return {
-    'Content-Type': result.mediaType,
-    'Content-Length': String(result.bytes),
-    'Repr-Digest': `sha-256=:${Buffer.from(result.sha256, 'hex').toString('base64')}:`,
-  };
 }
 
 function idempotencyKey(header: string | string[] | undefined): string | undefined {

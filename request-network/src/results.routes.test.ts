@@ -1,0 +1,164 @@
+import { expect } from 'chai';
+import { createHash } from 'node:crypto';
+import { createLog, rows, startServer, type RunningServer } from '@sallyport/shared';
+import { callJson, eventually } from '@sallyport/shared/testing';
+import { createRequestApp } from './app.js';
+import { openNetwork, type RequestNetwork } from './network.js';
+import { applyResults } from './results.js';
+import { QUERY, openTestNetwork, type TestNetwork } from './testing.js';
+
+const TEXT = '{"took":1,"hits":{"hits":[{"_id":"1"},{"_id":"2"}]}}';
+let network: TestNetwork;
+let other: RequestNetwork;
+let otherServer: RunningServer;
+
+before(async () => {
+  network = await openTestNetwork();
+  const { config, clock } = network;
+  other = await openNetwork(config, { log: createLog('other', 'silent'), clock });
+  otherServer = await startServer(createRequestApp(other), { host: '127.0.0.1', port: 0 });
+  await eventually(() => other.principals.ready());
+});
+after(async () => {
+  await otherServer.close(100);
+  await other.close();
+  await network.stop();
+});
+
+async function submit(): Promise<string> {
+  const { body } = await network.call('/v1/requests', {
+    body: { dataset: 'claims', query: QUERY },
+  });
+  return String(body['id']);
+}
+
+async function deliver(text = TEXT): Promise<string> {
+  const id = await submit();
+  const at = network.time.now.toISOString();
+  const d = {
+    status: 'delivered' as const,
+    failure: null,
+    media_type: 'application/json',
+    bytes: Buffer.byteLength(text),
+    sha256: createHash('sha256').update(text).digest('hex'),
+    parts: 0,
+    text,
+    disclosure: null,
+    dataset_version: 3,
+    policy_version: 1,
+    times: { received_at: at, started_at: at, finished_at: at, took_ms: 3 },
+  };
+  await network.apply([applyResults], [{ t: 'result', id, d }]);
+  return id;
+}
+
+const read = (id: string, options = {}) => network.call(`/v1/requests/${id}/result`, options);
+const readAtOther = (id: string) =>
+  callJson(otherServer.url, `/v1/requests/${id}/result`, { as: network.users.ada.key });
+const purge = (id: string, options = {}) => read(id, { method: 'DELETE', ...options });
+/** What only somebody with a cache does not notice. */
+const changeText = (id: string) =>
+  rows(network.db, `update results set text = translate(text, 'hx', 'yy') where request_id = ?`, [
+    id,
+  ]);
+
+describe('GET /v1/requests/{id}/result', () => {
+  it('gives again what was read once without asking for the text, in both forms', async () => {
+    const id = await deliver();
+    const first = await read(id);
+    await changeText(id);
+    const again = await read(id);
+    expect(again.text).to.equal(TEXT);
+    for (const name of ['etag', 'content-type', 'content-length', 'repr-digest']) {
+      expect(again.headers.get(name), name).to.equal(first.headers.get(name));
+    }
+    const lines = { headers: { accept: 'application/x-ndjson' } };
+    for (let n = 0; n < 3; n += 1) {
+      expect((await read(id, lines)).text).to.equal('{"_id":"1"}\n{"_id":"2"}\n');
+    }
+    const etag = first.headers.get('etag') ?? '';
+    expect((await read(id, { headers: { 'if-none-match': etag } })).status).to.equal(304);
+  });
+
+  it('never gives somebody what is not theirs, however often it was read', async () => {
+    const id = await deliver();
+    for (let n = 0; n < 3; n += 1) await read(id);
+    expect((await read(id, { as: network.users.bob.key })).status).to.equal(404);
+    expect((await read(id, { as: null })).status).to.equal(401);
+    expect((await read(id)).text).to.equal(TEXT);
+  });
+
+  it('reads what is too large for the cache from the database every time', async () => {
+    const text = JSON.stringify({ hits: 'x'.repeat(700_000) });
+    await network.db('settings').insert({
+      key: 'cache.entry_max_bytes',
+      version: 1,
+      value: '4096',
+      updated_at: network.time.now,
+    });
+    network.replica.drop();
+    await network.replica.rules();
+    const id = await deliver(text);
+    expect((await read(id)).text).to.equal(text);
+    await changeText(id);
+    expect((await read(id)).text).to.equal(text.replaceAll(/[hx]/g, 'y'));
+    await network.db('settings').where({ key: 'cache.entry_max_bytes' }).delete();
+    network.replica.drop();
+    await network.replica.rules();
+  });
+
+  it('notes when it was read first', async () => {
+    const id = await deliver();
+    await read(id);
+    const fetched = await eventually(async () => {
+      const [row] = await rows<{ fetched_at: Date | null }>(
+        network.db,
+        'select fetched_at from results where request_id = ?',
+        [id],
+      );
+      return row?.fetched_at ?? undefined;
+    });
+    expect(fetched).to.deep.equal(network.time.now);
+  });
+});
+
+describe('DELETE /v1/requests/{id}/result', () => {
+  it('deletes the text for good, in every process, and may be repeated', async () => {
+    const id = await deliver();
+    const { version } = (await network.call(`/v1/requests/${id}`)).body;
+    for (let n = 0; n < 3; n += 1) {
+      expect((await readAtOther(id)).text).to.equal(TEXT);
+      expect((await read(id)).text).to.equal(TEXT);
+    }
+    expect((await purge(id)).status).to.equal(204);
+    expect((await purge(id)).status).to.equal(204);
+    expect((await read(id)).body).to.deep.equal({});
+    expect((await read(id)).status).to.equal(410);
+    await eventually(async () => (await readAtOther(id)).status === 410);
+    const { body } = await network.call(`/v1/requests/${id}`);
+    expect(body).to.deep.include({ status: 'delivered', version: Number(version) + 1 });
+    expect(body['result']).to.include({ available: false });
+    const timeline = (await network.call(`/v1/requests/${id}/timeline`)).body['events'];
+    const events = (timeline as { event: string; actor: string | null }[]).slice(-1);
+    expect(events).to.have.length(1);
+    expect(events[0]).to.include({ event: 'result_purged', actor: 'ada' });
+    const [row] = await rows<{ text: string | null }>(
+      network.db,
+      'select text from results where request_id = ?',
+      [id],
+    );
+    expect(row).to.deep.equal({ text: null });
+  });
+
+  it('is refused for what is not there, not theirs, or not a result yet', async () => {
+    const id = await deliver();
+    expect((await purge(id, { as: network.users.bob.key })).status).to.equal(404);
+    expect((await read(id)).text).to.equal(TEXT);
+    const open = await submit();
+    const early = await network.call(`/v1/requests/${open}`, { method: 'GET' });
+    expect(early.body['status']).to.equal('submitted');
+    expect((await purge(open)).status).to.equal(409);
+    await network.call(`/v1/requests/${open}:cancel`, { method: 'POST' });
+    expect((await purge(open)).status).to.equal(409);
+  });
+});
