@@ -1,4 +1,5 @@
 import { lstat, readFile } from 'node:fs/promises';
+import { basename } from 'node:path';
 import { createInterface } from 'node:readline/promises';
 import {
   appendAudit,
@@ -10,6 +11,7 @@ import {
   printable,
   openDatabase,
   SallyportError,
+  systemClock,
   type ClosingStep,
   type CommandArguments,
   type CommandOutput,
@@ -21,7 +23,7 @@ import {
 import type { ApplyTable } from '../receiving/apply.js';
 import { auditCommands } from './audit-commands.js';
 import { batchCommands } from './batch-commands.js';
-import { decisionCommands, describeFile, type UseNode } from './decision-commands.js';
+import { auditCommand, decisionCommands, describeFile, type UseNode } from './decision-commands.js';
 import { sealNow } from '../sending/seal-now.js';
 import { importBatches, type ImportReport } from '../receiving/import.js';
 import { keyCommands, requireName } from './key-commands.js';
@@ -136,6 +138,11 @@ export function administrationCommands<Opened extends OpenNetwork>(
             from.applies(network),
             where,
           );
+          const { files, foreign, ...counts } = report;
+          if (files.length + foreign.length > 0) {
+            const subject = path === undefined ? 'inbox' : basename(path);
+            await auditCommand(network, { action: 'batch.import', subject, details: counts });
+          }
           return describeImport(report);
         }),
     },
@@ -186,7 +193,17 @@ export async function migrateNetwork(
   const db = openDatabase(installation.databaseUrl, { poolMax: 2 });
   try {
     const applied = await migrate(db, installation.migrations);
-    if (role !== undefined) await db.transaction((tx) => grantService(tx, role));
+    await db.transaction(async (tx) => {
+      if (role !== undefined) await grantService(tx, role);
+      else if (applied.length === 0) return;
+      await appendAudit(tx, {
+        at: systemClock.now(),
+        actor: commandLineActor(),
+        action: 'database.migrate',
+        subject: applied.at(-1) ?? 'grants',
+        details: { applied, granted: role ?? null },
+      });
+    });
     return applied;
   } finally {
     await db.destroy();

@@ -4,9 +4,11 @@ import {
   EXIT,
   SallyportError,
   STREAM_NAMES,
+  appendAudit,
   batchCodeKind,
   formatTable,
   printable,
+  type AuditEntry,
   type CommandArguments,
   type CommandOutput,
   type Commands,
@@ -31,6 +33,7 @@ import {
 import type { FileReport, ImportReport } from '../receiving/import.js';
 import { findLink } from '../keys/links.js';
 import type { Node } from '../node.js';
+import { commandLineActor } from '../open-node.js';
 import { identifyPerson } from '../custody/people.js';
 import {
   findQuarantined,
@@ -70,6 +73,15 @@ export function personOf(
   { values }: CommandArguments,
 ): Promise<string> {
   return identifyPerson(db, { as: values['as'], network: node.role, account });
+}
+
+/** Notes in the audit log what somebody did at the command line that no other entry tells. */
+export async function auditCommand(
+  { db, node }: Pick<OpenedNode, 'db' | 'node'>,
+  entry: Pick<AuditEntry, 'action' | 'subject' | 'details'>,
+): Promise<void> {
+  const [at, actor] = [node.clock.now(), commandLineActor()];
+  await db.transaction((tx) => appendAudit(tx, { at, actor, ...entry }));
 }
 
 /**

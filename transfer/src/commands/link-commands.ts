@@ -9,6 +9,7 @@ import {
 } from '@sallyport/shared';
 import { askWriteOff } from '../custody/approvals.js';
 import {
+  auditCommand,
   describeAsked,
   personOf,
   readNumber,
@@ -184,7 +185,13 @@ async function resend(
     code === undefined
       ? { stream: stream ?? '', ranges: readRange(numbers) }
       : await readCode({ db, node }, code);
-  return describeResent(await resendNumbers(db, node, wanted));
+  const resent = await resendNumbers(db, node, wanted);
+  const { stream: subject, published, gone } = resent;
+  if (published.length + gone.length > 0) {
+    const details = { published: toRanges(published), gone: toRanges(gone) };
+    await auditCommand({ db, node }, { action: 'batch.resend', subject, details });
+  }
+  return describeResent(resent);
 }
 
 function describeResent(resent: Resent): CommandOutput {

@@ -262,7 +262,26 @@ async function applyInTransaction(
   if (decision === 'heal') await healStream(tx, batch);
   else await advanceCursor(tx, link, stream);
   await closeNumbers(tx, node, candidates, { now, steps: ['received', 'verified', 'applied'] });
+  if (CHANGES_RIGHTS.includes(stream)) await auditApplied(tx, node, newest, now);
   return true;
+}
+
+/** Their batches come one at a time. */
+const CHANGES_RIGHTS: readonly StreamName[] = ['identity', 'settings', 'accounts'];
+
+async function auditApplied(
+  tx: Transaction,
+  node: Node,
+  { manifest: { stream, epoch, seq, kind, by, types }, digest }: Candidate,
+  at: Date,
+): Promise<void> {
+  await appendAudit(tx, {
+    at,
+    actor: node.account,
+    action: 'batch.apply',
+    subject: `${stream} ${seq}`,
+    details: { epoch, digest, kind, by, types },
+  });
 }
 
 async function applyRecords(
