@@ -15,6 +15,7 @@ import {
   CACHE_CHANNEL,
   CHANGED_CHANNEL,
   IDENTITY_CHANGED,
+  LIMITS_CHANGED,
   RULES_CHANGED,
   API_KEYS_FILE,
   SESSION_KEY_FILE,
@@ -40,6 +41,7 @@ import {
 import { lookUpKeys } from './api-keys.js';
 import type { Config } from './config.js';
 import { createEstimates, type Estimates } from './estimates.js';
+import { openLimiter, type Limiter } from './limiter.js';
 import { requestRules } from './lost-requests.js';
 import { openReplica, type Replica } from './replica.js';
 import { createResultReader, type ResultReader } from './result-reader.js';
@@ -64,6 +66,7 @@ export type RequestNetwork = {
   log: Log;
   replica: Replica;
   principals: Principals;
+  limiter: Limiter;
   waiters: Waiters;
   estimates: Estimates;
   counters: Counters;
@@ -88,7 +91,7 @@ export function foldersOf(config: Config): Folders {
  */
 export async function openNetwork(
   config: Config,
-  { log, clock = systemClock }: { log: Log; clock?: Clock },
+  { log, clock = systemClock, limiterClock }: { log: Log; clock?: Clock; limiterClock?: Clock },
 ): Promise<RequestNetwork> {
   const folders = foldersOf(config);
   const db = openDatabase(config.DATABASE_URL);
@@ -132,6 +135,7 @@ export async function openNetwork(
     const forget = () => {
       principals.drop();
       replica.drop();
+      limiter.drop();
       results.forget();
     };
     const listener = listen(
@@ -139,7 +143,10 @@ export async function openNetwork(
       {
         sallyport_imported: (stream) => {
           if (stream === 'identity') principals.drop();
-          if (stream === 'identity' || stream === 'settings') replica.drop();
+          if (stream === 'identity' || stream === 'settings') {
+            replica.drop();
+            limiter.drop();
+          }
           results.forget();
           waiters.check();
         },
@@ -147,6 +154,7 @@ export async function openNetwork(
         [CHANGED_CHANNEL]: (what) => {
           if (what === IDENTITY_CHANGED) principals.drop();
           if (what === RULES_CHANGED) replica.drop();
+          if (what === RULES_CHANGED || what === LIMITS_CHANGED) limiter.drop();
           results.forget();
           waiters.check();
         },
@@ -163,6 +171,7 @@ export async function openNetwork(
         },
       },
     );
+    const limiter = openLimiter({ db, clock, log, limiterClock });
     const principals = openPrincipals({
       db,
       clock,
@@ -181,6 +190,7 @@ export async function openNetwork(
       log,
       replica,
       principals,
+      limiter,
       waiters,
       estimates: createEstimates(db, clock),
       counters,
@@ -193,6 +203,7 @@ export async function openNetwork(
       async close() {
         await queues.close();
         await principals.close();
+        await limiter.close();
         await listener.close();
         await cache.close();
         await counters.close();

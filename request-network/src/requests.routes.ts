@@ -28,7 +28,7 @@ import {
   type RequestView,
 } from './request-schemas.js';
 import { getRequest, listRequests } from './request-views.js';
-import { MAX_BULK_LINES, cancelRequest, isFinal, submitMany, submitRequest } from './requests.js';
+import { MAX_BULK_LINES, cancelRequest, isFinal } from './requests.js';
 import { admitSubmission, viewSubmitted } from './submissions.js';
 import { readTimeline } from './timeline.js';
 
@@ -42,7 +42,7 @@ const NOT_FOUND = { description: 'No request of yours has this id.' };
 
 /** Submitting, following and cancelling requests. */
 export function addRequestRoutes(routes: Routes<Principal>, network: RequestNetwork): void {
-  const { db, clock, replica } = network;
+  const { db, clock, replica, limiter } = network;
   const onUrgent = () => network.queues.wake('export-requests');
 
   routes.add({
@@ -94,18 +94,19 @@ export function addRequestRoutes(routes: Routes<Principal>, network: RequestNetw
       };
       const key = idempotencyKey(req.headers['idempotency-key']);
       if (key === undefined) {
-        await submitRequest(db, actor, request);
+        const headers = await limiter.submit(db, actor, [request]);
         if (request.priority === 'urgent') onUrgent();
-        return toAnswer(reply());
+        return toAnswer(reply(), headers);
       }
       const fingerprint = fingerprintOf('POST', '/v1/requests', Buffer.from(JSON.stringify(body)));
       const call = { userId: actor.userId, key, fingerprint, at: now };
+      let headers = {};
       const once = await runOnce(db, call, async (tx) => {
-        await submitRequest(tx, actor, request);
+        headers = await limiter.submit(tx, actor, [request]);
         return reply();
       });
       if (request.priority === 'urgent') onUrgent();
-      return answerOnce(once);
+      return answerOnce(once, headers);
     },
   });
 
@@ -131,6 +132,7 @@ export function addRequestRoutes(routes: Routes<Principal>, network: RequestNetw
       const bytes = await readBody(req, BULK_LIMITS);
       const now = clock.now();
       let urgent = false;
+      let limits = {};
       const run = async (handle: typeof db): Promise<Reply> => {
         const rules = await replica.rules();
         const traceparent = traceOf(req.headers['traceparent']);
@@ -140,21 +142,21 @@ export function addRequestRoutes(routes: Routes<Principal>, network: RequestNetw
           atomic: query.atomic,
           admit: (submission) => admitSubmission(rules, actor, { submission, now, traceparent }),
         });
-        await submitMany(handle, actor, bulk.requests);
+        limits = await limiter.submit(handle, actor, bulk.requests);
         urgent = bulk.requests.some(({ priority }) => priority === 'urgent');
         const headers = { 'Retry-After': String(retryAfterS(rules.settings, 'submitted')) };
         return { status: 202, headers, body: JSON.stringify(bulk.answer) };
       };
       const key = idempotencyKey(req.headers['idempotency-key']);
       const answer = async (): Promise<ReturnType<typeof toAnswer>> => {
-        if (key === undefined) return toAnswer(await run(db));
+        if (key === undefined) return toAnswer(await run(db), limits);
         const fingerprint = fingerprintOf(
           'POST',
           `/v1/requests:bulk?atomic=${query.atomic}`,
           bytes,
         );
         const call = { userId: actor.userId, key, fingerprint, at: now };
-        return answerOnce(await runOnce(db, call, run));
+        return answerOnce(await runOnce(db, call, run), limits);
       };
       const answered = await answer();
       // Only now is it committed, and the exporter would find it.
@@ -288,11 +290,14 @@ function traceOf(header: string | string[] | undefined): string | null {
   return typeof header === 'string' && TRACEPARENT.test(header) ? header : null;
 }
 
-function toAnswer({ status, headers, body }: Reply): Answer {
-  return { status, headers, json: body };
+/** What was charged is told by headers that a replay does not have. */
+function toAnswer({ status, headers, body }: Reply, limits: Record<string, string>): Answer {
+  return { status, headers: { ...headers, ...limits }, json: body };
 }
 
-function answerOnce({ reply, replayed }: { reply: Reply; replayed: boolean }): Answer {
-  const headers = replayed ? { ...reply.headers, 'Idempotency-Replayed': 'true' } : reply.headers;
-  return toAnswer({ ...reply, headers });
+function answerOnce(
+  { reply, replayed }: { reply: Reply; replayed: boolean },
+  limits: Record<string, string>,
+): Answer {
+  return toAnswer(reply, replayed ? { 'Idempotency-Replayed': 'true' } : limits);
 }

@@ -22,6 +22,7 @@ import {
   recordLine,
   sendRecords,
 } from '@sallyport/transfer';
+import type { Charge } from './limits.js';
 import type { RequestStatus } from './request-schemas.js';
 
 /** A question that was allowed and may be stored. */
@@ -48,17 +49,20 @@ export type NewRequest = {
 export const MAX_BULK_LINES = 1_000;
 
 /**
- * Stores a request with its outbox record and first event in one statement, one round trip, unless
- * the principal has lost its right meanwhile. Nobody is notified; the next export takes it.
+ * Charges a request and stores it with its outbox record and first event in one statement, one round
+ * trip, unless the principal has lost its right meanwhile; when the charge is refused nothing is
+ * stored. Nobody is notified; the next export takes it. `at` is for tests: the time of the charge,
+ * else the database's clock.
  * @throws SallyportError `unauthenticated` when the user was disabled or the key or session ended.
  */
 export async function submitRequest(
   db: Database,
   principal: Principal,
   request: NewRequest,
-): Promise<void> {
+  { at = null }: { at?: Date | null } = {},
+): Promise<Charge> {
   const statement = principal.keyId === null ? SUBMIT_BY_SESSION : SUBMIT_BY_KEY;
-  const stored = await runPrepared(db, statement, [
+  const [stored] = await runPrepared<{ charge: Charge }>(db, statement, [
     principal.userId,
     principal.keyId ?? principal.sessionId,
     request.createdAt,
@@ -79,26 +83,28 @@ export async function submitRequest(
     request.traceparent,
     request.expiresAt,
     principal.login,
+    at,
   ]);
-  if (stored.length === 0) throw unauthenticated();
+  if (!stored) throw unauthenticated();
+  return stored.charge;
 }
 
 /**
- * Stores up to {@link MAX_BULK_LINES} requests of one principal, all or none, in one statement; they
- * cross in the order given.
+ * Charges and stores up to {@link MAX_BULK_LINES} requests of one principal, all or none, in one
+ * statement; they cross in the order given.
  * @throws SallyportError as {@link submitRequest}.
  */
 export async function submitMany(
   db: Database,
   principal: Principal,
   requests: NewRequest[],
-): Promise<void> {
+  { at = null }: { at?: Date | null } = {},
+): Promise<Charge> {
   const [first] = requests;
-  if (!first) return;
-  if (requests.length > MAX_BULK_LINES) throw new Error('more requests than one bulk may have');
+  if (!first || requests.length > MAX_BULK_LINES) throw new Error('no bulk has so many requests');
   const statement = principal.keyId === null ? SUBMIT_MANY_BY_SESSION : SUBMIT_MANY_BY_KEY;
   const column = <T>(read: (request: NewRequest) => T) => requests.map(read);
-  const stored = await runPrepared<{ stored: number }>(db, statement, [
+  const [stored] = await runPrepared<{ charge: Charge }>(db, statement, [
     principal.userId,
     principal.keyId ?? principal.sessionId,
     first.createdAt,
@@ -119,8 +125,10 @@ export async function submitMany(
     first.traceparent,
     column((request) => request.expiresAt.toISOString()),
     principal.login,
+    at,
   ]);
-  if (stored[0]?.stored !== requests.length) throw unauthenticated();
+  if (!stored) throw unauthenticated();
+  return stored.charge;
 }
 
 /**
@@ -236,12 +244,18 @@ function arrayLiteral(values: string[]): string {
 
 // The guard is the truth about the principal; what the process remembers of it is only a shortcut.
 const SESSION_GUARD = `
-  select 1 from ${liveSession('$3')}
+  select p.limits, null::uuid as key_id, null::jsonb as key_limits
+  from ${liveSession('$3')} join profile_types p on p.id = u.profile_type_id
   where s.id = $2 and u.id = $1 and not ${MUST_CHANGE_PASSWORD}`;
 const KEY_GUARD = `
-  select 1 from users u join api_keys k on k.user_id = u.id
+  select p.limits, k.id as key_id, null::jsonb as key_limits
+  from users u join api_keys k on k.user_id = u.id join profile_types p on p.id = u.profile_type_id
   where u.id = $1 and not u.disabled and k.id = $2 and k.revoked_at is null
     and (k.expires_at is null or k.expires_at > $3::timestamptz)`;
+// It is evaluated once, and before the inserts, which read from it.
+const charged = (requests: string) => `
+  select charge_submit($1, limits, key_id, key_limits, ${requests}, $21) as charge from guard`;
+const ADMITTED = `charged where charge->>'refusal' is null`;
 
 const COLUMNS = `
   id, user_id, dataset, dataset_version, policy_version, tier, query, query_digest, cost, pinned_now,
@@ -256,24 +270,27 @@ const SUBMIT_MANY_BY_KEY = submitManyStatement('submit_many_by_key', KEY_GUARD);
 function submitStatement(name: string, guard: string): Statement {
   const text = `
     with guard as (${guard}),
+    charged as materialized (${charged('1')}),
     sent as (
-      ${OUTBOX_INSERT} select ${CURRENT_LINK}, $4, 'request', $5::uuid, $6 from guard
+      ${OUTBOX_INSERT} select ${CURRENT_LINK}, $4, 'request', $5::uuid, $6 from ${ADMITTED}
       returning position
     ), stored as (
       insert into requests (${COLUMNS})
       select $5::uuid, $1, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, 'submitted', 1,
         0, $3::timestamptz, $3::timestamptz, $19, sent.position
       from sent returning id
+    ), events as (
+      insert into request_events (request_id, at, network, event, actor)
+      select id, $3::timestamptz, 'request', 'submitted', $20 from stored
     )
-    insert into request_events (request_id, at, network, event, actor)
-    select id, $3::timestamptz, 'request', 'submitted', $20 from stored
-    returning request_id`;
+    select charge from charged`;
   return { name, text };
 }
 
 function submitManyStatement(name: string, guard: string): Statement {
   const text = `
     with guard as (${guard}),
+    charged as materialized (${charged('cardinality($5::uuid[])')}),
     given as (
       select * from unnest(
         $4::text[], $5::uuid[], $6::text[], $7::text[], $8::integer[], $10::text[], $11::text[],
@@ -282,7 +299,7 @@ function submitManyStatement(name: string, guard: string): Statement {
       ) with ordinality as t(
         stream, id, line, dataset, dataset_version, tier, query, query_digest, cost, pinned_now,
         priority, custom_id, tags, expires_at, n)
-      where exists (select 1 from guard)
+      where exists (select 1 from ${ADMITTED})
     ), sent as (
       ${OUTBOX_INSERT} select ${CURRENT_LINK}, stream, 'request', id, line from given order by n
       returning position, record_id
@@ -296,6 +313,6 @@ function submitManyStatement(name: string, guard: string): Statement {
       insert into request_events (request_id, at, network, event, actor)
       select id, $3::timestamptz, 'request', 'submitted', $20 from stored
     )
-    select count(*) as stored from stored`;
+    select charge from charged`;
   return { name, text };
 }

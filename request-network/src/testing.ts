@@ -99,7 +99,8 @@ export async function openTestNetwork(): Promise<TestNetwork> {
   const time = { now: new Date() };
   const users = await seed(test.db, time.now);
   const log = createLog('test', 'silent');
-  const network = await openNetwork(config, { log, clock: { now: () => time.now } });
+  const clock = { now: () => time.now };
+  const network = await openNetwork(config, { log, clock, limiterClock: clock });
   const server = await startServer(createRequestApp(network), { host: '127.0.0.1', port: 0 });
   await eventually(() => network.principals.ready());
   for (const user of Object.values(users)) {

@@ -60,6 +60,7 @@ const HTTP_CODES = {
   'if-match-required': [428, 'If-Match is required'],
   'rate-limited': [429, 'Too many requests'],
   'open-requests-limit': [429, 'Too many open requests'],
+  'stored-bytes-limit': [429, 'Too many bytes of results are kept'],
   'too-many-streams': [429, 'Too many event streams'],
   'headers-too-large': [431, 'The headers are too large'],
   internal: [500, 'Something broke on our side'],
@@ -185,6 +186,8 @@ type ErrorOptions = {
   retryAfterS?: number;
   /** Further members of the problem document. */
   extra?: Record<string, unknown>;
+  /** Further headers of the answer. */
+  headers?: Record<string, string>;
 };
 
 /** An expected failure: `code` is stable, the message says what was found and what was expected. */
@@ -195,6 +198,7 @@ export class SallyportError extends Error {
   readonly errors: ErrorDetail[];
   readonly retryAfterS: number | undefined;
   readonly extra: Record<string, unknown>;
+  readonly headers: Record<string, string>;
 
   constructor(code: ErrorCode, message: string, options: ErrorOptions = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
@@ -203,6 +207,7 @@ export class SallyportError extends Error {
     this.errors = options.errors ?? [];
     this.retryAfterS = options.retryAfterS;
     this.extra = options.extra ?? {};
+    this.headers = options.headers ?? {};
   }
 }
 

@@ -47,6 +47,7 @@ export function sendProblem(error: unknown, req: Request, res: Response, log: Lo
   const { status, title } = httpProblem(known.code);
   if (known.code === 'unauthenticated') res.setHeader('WWW-Authenticate', 'Bearer');
   if (known.retryAfterS !== undefined) res.setHeader('Retry-After', String(known.retryAfterS));
+  for (const name in known.headers) res.setHeader(name, known.headers[name] as string);
   // What is left of an unread body must not be taken for the next request.
   if (!req.complete) res.setHeader('Connection', 'close');
   const instance = req.originalUrl.split('?', 1)[0] ?? '';

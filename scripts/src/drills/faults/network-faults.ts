@@ -298,7 +298,7 @@ async function ask(world: World, site: Site, query: object, id: string = newId()
     keyId: null,
     sessionId: site.sessionId,
   } as Parameters<typeof submitRequest>[1];
-  await submitRequest(world.red.test.db, principal, {
+  const { refusal } = await submitRequest(world.red.test.db, principal, {
     id,
     dataset: data.dataset,
     datasetVersion: data.dataset_version,
@@ -315,6 +315,7 @@ async function ask(world: World, site: Site, query: object, id: string = newId()
     createdAt: now,
     expiresAt: new Date(now.getTime() + DAY_MS),
   });
+  if (refusal) throw new Error(`the submit was refused: ${refusal}`);
   return id;
 }
 
