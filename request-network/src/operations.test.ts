@@ -2,10 +2,11 @@ import { createHash } from 'node:crypto';
 import { readFile, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect } from 'chai';
-import { rows, verifyAudit, type Role } from '@sallyport/shared';
+import { newId, rows, verifyAudit, type Role } from '@sallyport/shared';
 import { eventually, type TestAnswer } from '@sallyport/shared/testing';
-import { trustCard } from '@sallyport/transfer';
-import { makeTestNode, type TestNode } from '@sallyport/transfer/testing';
+import { exportStream, importBatches, sendRecords, trustCard } from '@sallyport/transfer';
+import { carryAll, makeTestNode, type TestNode } from '@sallyport/transfer/testing';
+import { requestApplies } from './apply.js';
 import { QUERY, openTestNetwork, type TestNetwork } from './testing.js';
 
 type Batch = { id: string; state: string; seq: number; file_name: string; direction: string };
@@ -34,7 +35,9 @@ describe('operations of the request network', () => {
 
   before(async () => {
     red = await openTestNetwork();
-    blue = await makeTestNode('response');
+    blue = await makeTestNode('response', { options: { crypt: () => 'none' } });
+    blue.time.now = red.time.now;
+    await trustCard(blue.test.db, blue, red.node.keys.card, 'test');
     await trustCard(red.db, red.node, blue.keys.card, 'test');
   });
   after(async () => {
@@ -154,6 +157,27 @@ describe('operations of the request network', () => {
     const requests = sending.find(({ stream }) => stream === 'requests');
     expect(requests?.['open_bytes']).to.be.a('number').above(0);
     expect(body['clock_offset']).to.deep.equal({ least_ms: null, most_ms: null });
+  });
+
+  it('gives out no readable results, and shows results of unknown requests as orphans', async () => {
+    const id = newId();
+    const at = blue.clock.now().toISOString();
+    const data = {
+      ...{ status: 'rejected' as const, failure: null, media_type: null, bytes: null },
+      ...{ sha256: null, parts: 0, text: null, disclosure: null },
+      ...{ dataset_version: null, policy_version: null },
+      times: { received_at: at, started_at: null, finished_at: at, took_ms: null },
+    };
+    await sendRecords(blue.test.db, 'results', [{ type: 'result', id, data }], blue.clock.now());
+    await exportStream(blue.test.db, blue, 'results');
+    await carryAll(blue, red.node, (name) => name.includes('.results.'));
+    await importBatches(red.db, red.node, requestApplies(red.replica));
+    const list = await as('operator', '/v1/batches?direction=in&page_size=1');
+    const [batch] = list.body['items'] as Batch[];
+    const file = await as('operator', `/v1/batches/${batch?.id}/file`);
+    expect(file.body).to.include({ status: 403, code: 'plain-results' });
+    const records = await as('operator', `/v1/batches/${batch?.id}/records`);
+    expect((records.body['items'] as unknown[])[0]).to.include({ id, fate: 'orphan' });
   });
 
   it('answers users and reviewers 403, and auditors where something would change', async () => {

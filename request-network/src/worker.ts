@@ -14,6 +14,7 @@ import {
   pruneCustody,
   pruneOutbox,
   pruneStore,
+  pruneUploads,
   resendMissing,
   watchAuditLog,
   watchInbox,
@@ -70,6 +71,7 @@ export function requestWorkers(network: RequestNetwork): Partial<Record<WorkerNa
       await pruneStore(db, node);
       await pruneOutbox(db, node);
       await pruneCustody(db, node);
+      await pruneUploads(db, node);
       await watchAuditLog(db, node);
     },
   };

@@ -17,6 +17,7 @@ import {
   pruneCustody,
   pruneOutbox,
   pruneStore,
+  pruneUploads,
   resendMissing,
   watchAuditLog,
   watchInbox,
@@ -113,7 +114,8 @@ export function workersOf(
       const pruned =
         (await pruneStore(db, node)) +
         (await pruneOutbox(db, node)) +
-        (await pruneCustody(db, node));
+        (await pruneCustody(db, node)) +
+        (await pruneUploads(db, node));
       await watchAuditLog(db, node);
       if (freed + expired + pruned > 0) log.info({ freed, expired, pruned }, 'house kept');
     },

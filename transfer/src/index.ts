@@ -23,6 +23,7 @@ export { showCard } from './commands/key-commands.js';
 export { unlockBy, type Unlock } from './keys/key-files.js';
 export * from './keys/keys.js';
 export * from './keys/links.js';
+export { pruneUploads } from './receiving/uploads.js';
 export { watchInbox } from './receiving/inbox-watch.js';
 export { ZERO_DIGEST, readHeader, verifyHeader, type Manifest } from './format/manifest.js';
 export * from './node.js';

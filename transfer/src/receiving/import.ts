@@ -24,6 +24,7 @@ import { importReleased } from './releases.js';
 import { resendMissing } from '../sending/resend.js';
 import { takeSlips } from '../custody/slips.js';
 import { tidyOutbox } from '../sending/store.js';
+import { noteVerdicts } from './uploads.js';
 import { removeDrained } from './waiting.js';
 
 export type { FileReport, ImportReport } from './import-report.js';
@@ -49,6 +50,7 @@ export async function importBatches(
     const paths = path === undefined ? (await listInbox(node.folders.inbox)).paths : [path];
     const wait = { sentence: 'No far side is trusted yet.', next: 'Run keys trust CARD.' };
     for (const file of paths) note(report, { file: basename(file), outcome: 'WAIT_KEY', ...wait });
+    await noteVerdicts(db, report.files, node.clock.now());
     return report;
   }
   const held = await whileImporting(db, async () => {
@@ -80,6 +82,7 @@ export async function importBatches(
     const sentence = 'Another importer of this network is at work; it takes the files.';
     note(report, { file: basename(node.folders.inbox), outcome: 'WAIT_LOCK', sentence });
   }
+  await noteVerdicts(db, report.files, node.clock.now());
   return report;
 }
 

@@ -1,0 +1,245 @@
+import { createHash } from 'node:crypto';
+import { readFile, readdir } from 'node:fs/promises';
+import { request } from 'node:http';
+import { join } from 'node:path';
+import { expect } from 'chai';
+import { type Role } from '@sallyport/shared';
+import { eventually, type TestAnswer } from '@sallyport/shared/testing';
+import { exportStream, importBatches, sendRecords, trustCard } from '@sallyport/transfer';
+import { makeTestNode, requestRecord, type TestNode } from '@sallyport/transfer/testing';
+import { applies } from './network.js';
+import { openTestApi, type TestApi } from './testing.js';
+
+type Import = {
+  id: string;
+  state: string;
+  received_bytes: number;
+  verdict: { outcome: string; records: number | null } | null;
+  quarantine: string | null;
+  batch: string | null;
+  lines: { line: number; code: string }[];
+};
+
+const OCTETS = { 'content-type': 'application/octet-stream' };
+const PART = { 'content-type': 'application/partial-upload' };
+
+describe('operations of the response network', () => {
+  let blue: TestApi;
+  let red: TestNode;
+
+  const as = async (who: Role, path: string, body?: unknown): Promise<TestAnswer> =>
+    blue.call(path, { as: await blue.tokenOf(who), ...(body === undefined ? {} : { body }) });
+  const send = async (
+    bytes: Uint8Array,
+    headers: Record<string, string> = {},
+    path = '/v1/imports',
+  ): Promise<{ status: number; headers: Headers; body: Import & { code?: string } }> => {
+    const answer = await fetch(`${blue.url}${path}`, {
+      method: path === '/v1/imports' ? 'POST' : 'PATCH',
+      headers: { authorization: `Bearer ${await blue.tokenOf('operator')}`, ...OCTETS, ...headers },
+      body: bytes,
+    });
+    return {
+      status: answer.status,
+      headers: answer.headers,
+      body: (await answer.json()) as Import,
+    };
+  };
+  const makeBatch = async (
+    change: () => PromiseLike<unknown> = async () => {},
+  ): Promise<Buffer> => {
+    const known = new Set(await readdir(red.folders.outbox));
+    await sendRecords(red.test.db, 'requests', [requestRecord()], red.clock.now());
+    await change();
+    await exportStream(red.test.db, red, 'requests');
+    const name = (await readdir(red.folders.outbox)).find((each) => !known.has(each)) ?? '';
+    return readFile(join(red.folders.outbox, name));
+  };
+  const importAll = () => importBatches(blue.db, blue.node, applies);
+  const verdictOf = async (id: string): Promise<Import> =>
+    (await as('auditor', `/v1/imports/${id}`)).body as Import;
+  /** Nothing but whole uploads may ever lie there under a name that an importer opens. */
+  const inbox = () => readdir(blue.node.folders.inbox);
+
+  before(async () => {
+    blue = await openTestApi();
+    red = await makeTestNode('request');
+    red.time.now = blue.time.now;
+    await trustCard(blue.db, blue.node, red.keys.card, 'test');
+    await trustCard(red.test.db, red, blue.node.keys.card, 'test');
+  });
+  after(async () => {
+    await red.remove();
+    await blue.stop();
+  });
+
+  it('takes a batch in and tells the verdict', async () => {
+    const bytes = await makeBatch();
+    const sha256 = createHash('sha256').update(bytes).digest('base64');
+    const sent = await send(bytes, { 'repr-digest': `sha-256=:${sha256}:` });
+    expect(sent.status).to.equal(202);
+    expect(sent.headers.get('location')).to.equal(`/v1/imports/${sent.body.id}`);
+    expect(sent.body).to.include({ state: 'received', verdict: null });
+    expect(await inbox()).to.deep.equal([`upload-${sent.body.id}.batch`]);
+    await importAll();
+    const judged = await verdictOf(sent.body.id);
+    expect(judged.verdict).to.include({ outcome: 'APPLIED', records: 1 });
+    expect(await inbox()).to.deep.equal([]);
+    const batch = await as('operator', `/v1/batches/${judged.batch}`);
+    expect(batch.body).to.include({ direction: 'in', state: 'applied' });
+    expect(batch.body['statistics']).to.include({ faults: 0, error_rate: 0 });
+    const records = await as('operator', `/v1/batches/${judged.batch}/records`);
+    expect((records.body['items'] as unknown[])[0]).to.include({ line: 1, fate: 'applied' });
+    const file = await as('operator', `/v1/batches/${judged.batch}/file`);
+    expect(file.headers.get('repr-digest')).to.equal(`sha-256=:${sha256}:`);
+  });
+
+  it('reports the lines that were refused alone', async () => {
+    const spoil = () =>
+      red.test.db.raw(
+        `update outbox_records set line = replace(line, '"tier":"B"', '"tier":"Z"')
+         where batch_id is null`,
+      );
+    const { body } = await send(await makeBatch(spoil));
+    await importAll();
+    const { batch, lines } = await verdictOf(body.id);
+    expect(lines).to.have.length(1);
+    expect(lines[0]).to.include({ line: 1, code: 'SCHEMA' });
+    const records = await as('auditor', `/v1/batches/${batch}/records`);
+    expect((records.body['items'] as unknown[])[0]).to.include({ fate: 'malformed' });
+    const { statistics } = (await as('auditor', `/v1/batches/${batch}`)).body;
+    expect(statistics).to.include({ faults: 1, error_rate: 1 });
+  });
+
+  it('says duplicate of a file that comes twice, and applies it once', async () => {
+    const bytes = await makeBatch();
+    const [first, second] = await Promise.all([send(bytes), send(bytes)]);
+    expect([first.status, second.status]).to.deep.equal([202, 202]);
+    expect(await inbox()).to.have.length(2);
+    await importAll();
+    const verdicts = [await verdictOf(first.body.id), await verdictOf(second.body.id)];
+    expect(verdicts.map(({ verdict }) => verdict?.outcome).sort()).to.deep.equal([
+      'APPLIED',
+      'DUPLICATE',
+    ]);
+    const third = await send(bytes);
+    await importAll();
+    expect((await verdictOf(third.body.id)).verdict?.outcome).to.equal('DUPLICATE');
+  });
+
+  it('quarantines what is no batch, which nobody can release', async () => {
+    const sent = await send(Buffer.from('{"no":"batch"}\n'));
+    await importAll();
+    const judged = await verdictOf(sent.body.id);
+    expect(judged.verdict?.outcome).to.equal('BAD_HEADER');
+    const path = `/v1/quarantine/${judged.quarantine}`;
+    expect((await as('auditor', path)).body).to.include({ bytes: 'whole' });
+    const release = await as('operator', `${path}:release`, { reason: 'Try again.' });
+    expect(release.body).to.include({ code: 'batch-refused', batch_code: 'BAD_HEADER' });
+    expect((await as('auditor', `${path}:reject`, { reason: 'No.' })).status).to.equal(403);
+    const rejected = await as('admin', `${path}:reject`, { reason: 'Noise.' });
+    expect(rejected.body).to.include({ decision: 'rejected', decided_by: 'user:admin' });
+    const left = await as('operator', '/v1/quarantine');
+    expect(left.body['items']).to.deep.equal([]);
+    expect((await as('operator', '/v1/quarantine?all=true')).body['items']).to.have.length(1);
+  });
+
+  it('keeps what arrived before a cut, and goes on from there', async () => {
+    const bytes = await makeBatch();
+    const half = Math.floor(bytes.length / 2);
+    const token = await blue.tokenOf('operator');
+    const headers = {
+      authorization: `Bearer ${token}`,
+      ...OCTETS,
+      'content-length': bytes.length,
+    };
+    const call = request(`${blue.url}/v1/imports`, { method: 'POST', headers });
+    call.on('error', () => undefined);
+    call.write(bytes.subarray(0, half));
+    const cut = await eventually(async () => {
+      const { body } = await as('operator', '/v1/imports?page_size=1');
+      const [newest] = body['items'] as Import[];
+      return newest?.state === 'receiving' && newest;
+    });
+    call.destroy();
+    await eventually(async () => (await verdictOf(cut.id)).received_bytes === half);
+    expect(await inbox()).to.deep.equal([]);
+    const path = `/v1/imports/${cut.id}`;
+    const wrong = await send(
+      bytes,
+      { ...PART, 'upload-offset': '0', 'upload-complete': '?1' },
+      path,
+    );
+    expect(wrong.body).to.include({ code: 'upload-offset', offset: half });
+    const rest = await send(
+      bytes.subarray(half),
+      { ...PART, 'upload-offset': String(half), 'upload-complete': '?1' },
+      path,
+    );
+    expect(rest.status).to.equal(202);
+    await importAll();
+    expect((await verdictOf(cut.id)).verdict?.outcome).to.equal('APPLIED');
+    const again = await send(
+      Buffer.from('x'),
+      { ...PART, 'upload-offset': String(bytes.length), 'upload-complete': '?1' },
+      path,
+    );
+    expect(again.body.code).to.equal('already-final');
+  });
+
+  it('lets an upload begin with nothing, grow, and be given up', async () => {
+    const opened = await send(new Uint8Array(), { 'upload-complete': '?0', 'upload-length': '9' });
+    expect(opened.status).to.equal(201);
+    const path = `/v1/imports/${opened.body.id}`;
+    const more = await send(
+      Buffer.from('12345'),
+      { ...PART, 'upload-offset': '0', 'upload-complete': '?0' },
+      path,
+    );
+    expect(more.headers.get('upload-offset')).to.equal('5');
+    const short = await send(
+      Buffer.from('6'),
+      { ...PART, 'upload-offset': '5', 'upload-complete': '?1' },
+      path,
+    );
+    expect(short.body.code).to.equal('body-incomplete');
+    const operator = await blue.tokenOf('operator');
+    expect((await blue.call(path, { as: operator, method: 'DELETE' })).status).to.equal(204);
+    expect((await as('operator', path)).status).to.equal(404);
+    expect(await readdir(blue.node.folders.staging)).to.deep.equal([]);
+  });
+
+  it('refuses other media types, sizes, digests and headers, and leaves nothing', async () => {
+    const bytes = Buffer.from('{"a":1}\n');
+    expect((await send(bytes, { 'content-type': 'text/plain' })).body.code).to.equal(
+      'unsupported-media-type',
+    );
+    expect((await send(bytes, { 'content-encoding': 'gzip' })).body.code).to.equal(
+      'unsupported-media-type',
+    );
+    const large = { 'upload-complete': '?0', 'upload-length': '5000000000' };
+    expect((await send(new Uint8Array(), large)).body.code).to.equal('body-too-large');
+    const wrong = createHash('sha256').update('other').digest('base64');
+    const digest = await send(bytes, { 'repr-digest': `sha-256=:${wrong}:` });
+    expect(digest.body.code).to.equal('digest-mismatch');
+    const fresh = digest.headers.get('location') ?? '';
+    const token = await blue.tokenOf('admin');
+    expect((await blue.call(fresh, { as: token, method: 'DELETE' })).status).to.equal(204);
+    expect((await send(bytes, { 'upload-complete': 'yes' })).body.code).to.equal('bad-header');
+    const more = { 'upload-complete': '?0', 'upload-length': '3' };
+    expect((await send(bytes, more)).body.code).to.equal('body-too-large');
+    expect(await inbox()).to.deep.equal([]);
+    expect(await readdir(blue.node.folders.staging)).to.deep.equal([]);
+  });
+
+  it('answers users, reviewers and auditors 403', async () => {
+    for (const who of ['user', 'reviewer', 'auditor'] as const) {
+      const answer = await blue.call('/v1/imports', {
+        as: await blue.tokenOf(who),
+        text: 'x',
+        headers: OCTETS,
+      });
+      expect(answer.status, who).to.equal(403);
+    }
+  });
+});
