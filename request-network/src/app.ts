@@ -9,6 +9,7 @@ import {
 import { addAuditRoutes } from '@sallyport/transfer';
 import { addOperationRoutes } from '@sallyport/transfer';
 import { addAccountRoutes } from './accounts.routes.js';
+import { addKeyRoutes } from './api-keys.routes.js';
 import { VERSION, type RequestNetwork } from './network.js';
 import { addRequestRoutes } from './requests.routes.js';
 import { addResultRoutes } from './results.routes.js';
@@ -27,6 +28,7 @@ export function createRequestApp(network: RequestNetwork): Express {
   addResultRoutes(routes, network);
   addAccountRoutes(routes, network);
   addAuditRoutes(routes, network);
+  addKeyRoutes(routes, network);
   addNoticeRoutes(routes, network);
   addOperationRoutes(routes, network);
   return createApp({

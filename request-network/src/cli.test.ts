@@ -148,15 +148,20 @@ describe('sallyport', () => {
     expect(waiting.code).to.equal(8);
   });
 
-  it('makes, lists and revokes keys', async () => {
-    const made = JSON.parse((await run(['keys', 'create', 'cron', '--json'])).stdout) as {
-      id: string;
-      key: string;
-    };
-    const env = { SALLYPORT_API_KEY: made.key };
-    expect((await run(['datasets'], { env })).stdout).to.contain('claims');
-    expect((await run(['keys', 'ls'])).stdout).to.contain(made.id);
-    expect((await run(['keys', 'revoke', made.id])).code).to.equal(0);
-    expect((await run(['datasets'], { env })).code).to.equal(3);
+  it('makes, lists, rotates and revokes keys', async () => {
+    type Made = { id: string; key: string; limits: object; overlap_s: number };
+    const make = async (...args: string[]) =>
+      JSON.parse((await run(['keys', ...args, '--json'])).stdout) as Made;
+    const made = await make('create', 'cron', '--per-hour', '9');
+    expect(made.limits).to.deep.equal({ submit_per_hour: 9 });
+    const next = await make('rotate', made.id, '--overlap', '0s');
+    expect(next).to.deep.include({ limits: { submit_per_hour: 9 }, overlap_s: 0 });
+    expect((await run(['keys', 'ls'])).stdout).to.match(new RegExp(`${made.id}.* rotated `));
+    const env = (key: string) => ({ env: { SALLYPORT_API_KEY: key } });
+    expect((await run(['datasets'], env(next.key))).stdout).to.contain('claims');
+    expect((await run(['datasets'], env(made.key))).code).to.equal(3);
+    expect((await run(['keys', 'revoke', next.id])).code).to.equal(0);
+    expect((await run(['datasets'], env(next.key))).code).to.equal(3);
+    expect((await run(['keys', 'create', 'x', '--per-day', 'many'])).code).to.equal(2);
   });
 });

@@ -11,16 +11,16 @@ import {
   type CommandOutput,
   type Commands,
 } from '@sallyport/shared';
+import { parseDuration, requireId, usage } from './cli-arguments.js';
 import { callApi, callJson } from './cli-client.js';
 import { currentSession, loginUrl, saveSession, type CliSession } from './cli-config.js';
+import { keyCommands } from './cli-keys.js';
 import { ask, describeProgress, endProgress, readInput, showProgress } from './cli-terminal.js';
 import type { RequestPage, RequestView } from './request-schemas.js';
 
 const WAIT_S = 20;
 const DOWNLOAD_LIMIT_MS = 3_600_000;
 const FINAL = ['delivered', 'failed', 'rejected', 'cancelled', 'expired'];
-const ID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
-const UNITS_MS: Record<string, number> = { s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };
 
 /** Runs one command of the user's tool; sets the exit code of the process. */
 export async function runUserCli(argv: string[] = process.argv.slice(2)): Promise<void> {
@@ -143,63 +143,7 @@ const commands: Commands = {
       return { text: formatTable(['NAME', 'TITLE', 'TIME', 'FIELDS'], lines), data: found };
     },
   },
-  'keys create': {
-    usage: 'keys create NAME [--scopes requests:read,requests:write] [--expires 90d]',
-    does: 'Makes an API key and prints it this once.',
-    positionals: [1, 1],
-    values: ['scopes', 'expires'],
-    async run({ positionals, values }) {
-      const body = {
-        name: positionals[0],
-        ...(values['scopes'] ? { scopes: values['scopes'].split(',') } : {}),
-        ...(values['expires'] ? { expires_at: after(values['expires']) } : {}),
-      };
-      const path = '/v1/me/keys';
-      const made = await callJson<KeyView & { key: string }>(await currentSession(), path, {
-        method: 'POST',
-        body,
-      });
-      return { text: made.key, data: made };
-    },
-  },
-  'keys ls': {
-    usage: 'keys ls',
-    does: 'Lists your API keys.',
-    async run() {
-      const found = await callJson<{ items: KeyView[] }>(await currentSession(), '/v1/me/keys');
-      const lines = found.items.map((one) => [
-        one.id,
-        `${one.prefix}…${one.last_four}`,
-        one.name,
-        one.scopes.join(' '),
-        one.revoked_at ? 'revoked' : (one.expires_at ?? 'no end'),
-        one.last_used_at ?? 'never used',
-      ]);
-      const heading = ['ID', 'KEY', 'NAME', 'SCOPES', 'ENDS', 'LAST USED'];
-      return { text: formatTable(heading, lines), data: found };
-    },
-  },
-  'keys revoke': {
-    usage: 'keys revoke ID',
-    does: 'Ends an API key at once; may be repeated.',
-    positionals: [1, 1],
-    async run({ positionals }) {
-      const id = requireId(positionals[0]);
-      await callApi(await currentSession(), `/v1/me/keys/${id}`, { method: 'DELETE' });
-      return { text: `Revoked ${id}.`, data: { id, revoked: true } };
-    },
-  },
-};
-
-type KeyView = {
-  id: string;
-  name: string;
-  prefix: string;
-  last_four: string;
-  scopes: string[];
-  expires_at: string | null;
-  revoked_at: string | null;
-  last_used_at: string | null;
+  ...keyCommands,
 };
 
 async function login({ values }: CommandArguments): Promise<CommandOutput> {
@@ -367,23 +311,4 @@ async function fetchResult({
 
 function requestPath(id: string | undefined): string {
   return `/v1/requests/${requireId(id)}`;
-}
-
-function requireId(id: string | undefined): string {
-  if (id !== undefined && ID.test(id)) return id;
-  throw usage(`"${id}" is not an id.`, 'Ids look like 0197c6a5-….');
-}
-
-function parseDuration(text: string): number {
-  const match = /^([0-9]{1,6})(s|m|h|d)$/.exec(text);
-  if (match) return Number(match[1]) * (UNITS_MS[match[2] ?? ''] ?? 0);
-  throw usage(`"${text}" is not a length of time.`, 'Write it as 30s, 10m, 72h or 3d.');
-}
-
-function after(duration: string): string {
-  return new Date(Date.now() + parseDuration(duration)).toISOString();
-}
-
-function usage(message: string, next: string): SallyportError {
-  return new SallyportError('usage', message, { next });
 }

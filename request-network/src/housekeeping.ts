@@ -8,6 +8,7 @@ import {
   notifyChanged,
 } from '@sallyport/shared';
 import { recallRecord } from '@sallyport/transfer';
+import { dropEndedKeys, warnOfExpiry } from './api-key-expiry.js';
 import { KEPT_MS } from './idempotency.js';
 import { changeStatus } from './requests.js';
 
@@ -23,13 +24,15 @@ export async function keepHouse(
 ): Promise<void> {
   const expired = await expireUnsent(db, now);
   const late = await expireWithoutNews(db, now, settings['requests.late_after_hours']);
-  const keys = await db('idempotency_keys')
+  const idempotencyKeys = await db('idempotency_keys')
     .where('created_at', '<', new Date(now.getTime() - KEPT_MS))
     .delete();
+  const keysExpiring = await warnOfExpiry(db, now);
+  const keysDropped = await dropEndedKeys(db, now);
   const orphans = await dropOrphans(db, now);
   if (expired + late > 0) await notifyChanged(db, 'requests');
-  if (expired + late + orphans + keys === 0) return;
-  log.info({ expired, late, orphans, idempotencyKeys: keys }, 'kept house');
+  const done = { expired, late, orphans, idempotencyKeys, keysExpiring, keysDropped };
+  if (Object.values(done).some((count) => count > 0)) log.info(done, 'kept house');
 }
 
 /** Requests past their deadline whose record has not left: it is called back. */

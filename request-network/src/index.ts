@@ -1,8 +1,9 @@
 export { createRequestApp } from './app.js';
-export { SCOPES, createKey } from './api-keys.js';
+export { SCOPES } from './api-keys.js';
 export { requestApplies } from './apply.js';
 export { ConfigSchema, readEnvironment, type Config } from './config.js';
 export { keepHouse } from './housekeeping.js';
+export { createKey, readKeyRules } from './new-api-keys.js';
 export { MIGRATIONS, foldersOf, openNetwork, type RequestNetwork } from './network.js';
 export { runRequestNetwork } from './main.js';
 export { submitMany, submitRequest, type NewRequest } from './requests.js';

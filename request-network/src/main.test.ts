@@ -79,7 +79,7 @@ describe('sallyport-request', () => {
   });
 
   it('refuses a key for a user nobody knows, exit 6', async () => {
-    const { code, stderr } = await run(['key', 'create', 'nobody']);
+    const { code, stderr } = await run(['api-key', 'create', 'nobody']);
     expect(code).to.equal(6);
     expect(stderr).to.match(/^not-found: /);
   });

@@ -1,8 +1,5 @@
 import {
-  SallyportError,
   createLog,
-  findUserByLogin,
-  formatTable,
   runCommandLine,
   startServer,
   type Commands,
@@ -12,10 +9,9 @@ import {
   administrationCommands,
   prepareNode,
   showCard,
-  withNetwork,
   type Installation,
 } from '@sallyport/transfer';
-import { SCOPES, createKey } from './api-keys.js';
+import { apiKeyCommands } from './api-key-commands.js';
 import { createRequestApp } from './app.js';
 import { requestApplies } from './apply.js';
 import { readEnvironment } from './config.js';
@@ -42,30 +38,7 @@ const commands: Commands = {
     },
   },
   ...administrationCommands(installation),
-  'key create': {
-    usage: 'key create LOGIN [--name NAME]',
-    does: 'Makes an API key for a user and prints it once.',
-    positionals: [1, 1],
-    values: ['name'],
-    run: ({ positionals, values }) =>
-      withNetwork(installation(), async ({ db, clock, apiKeySecret }) => {
-        const user = await findUserByLogin(db, positionals[0] ?? '');
-        if (!user) {
-          throw new SallyportError('not-found', `There is no user ${positionals[0]} here.`, {
-            next: 'Users come from the response network; import its identity batches first.',
-          });
-        }
-        const made = await createKey(db, apiKeySecret, {
-          userId: user.id,
-          name: values['name'] ?? 'made by the operator',
-          scopes: SCOPES,
-          expiresAt: null,
-          at: clock.now(),
-        });
-        const lines = [[made.key, made.id, made.scopes.join(' ')]];
-        return { text: formatTable(['KEY (SHOWN ONCE)', 'ID', 'SCOPES'], lines), data: made };
-      }),
-  },
+  ...apiKeyCommands(installation),
 };
 
 function installation(): Installation<RequestNetwork> {

@@ -38,7 +38,7 @@ import {
   type Folders,
   type Node,
 } from '@sallyport/transfer';
-import { lookUpKeys } from './api-keys.js';
+import { lookUpKeys } from './api-key-look-ups.js';
 import type { Config } from './config.js';
 import { createEstimates, type Estimates } from './estimates.js';
 import { openLimiter, type Limiter } from './limiter.js';

@@ -730,51 +730,6 @@ describe('authentication', () => {
     await network.db('credentials').where(where).update({ generation: 1 });
   });
 
-  it('makes, lists and revokes API keys, and knows their scopes', async () => {
-    const { body: session } = await network.call('/v1/sessions', {
-      body: { login: 'ada', password: PASSWORD },
-      as: null,
-    });
-    const as = String(session['token']);
-    const made = await network.call('/v1/me/keys', {
-      body: { name: 'reader', scopes: ['requests:read'] },
-      as,
-    });
-    expect(made.status).to.equal(201);
-    const key = String(made.body['key']);
-    expect(key).to.match(/^sp_[a-z]+_[0-9A-Za-z]{22}_[0-9A-Za-z]{6}$/);
-    expect((await network.call('/v1/requests', { as: key })).status).to.equal(200);
-    const write = await network.call('/v1/requests', { body: submission(), as: key });
-    expect([write.status, write.body['code']]).to.deep.equal([403, 'scope-missing']);
-    expect((await network.call('/v1/me/keys', { as: key })).status).to.equal(403);
-    await network.principals.flush();
-    const { body: list } = await network.call('/v1/me/keys', { as });
-    const [listed] = list['items'] as Record<string, unknown>[];
-    expect(listed).to.include({ name: 'reader', last_four: key.slice(-4) });
-    expect(listed?.['last_used_at']).to.match(/:00\.000Z$/);
-    expect(JSON.stringify(list)).to.not.contain(key);
-    const path = `/v1/me/keys/${String(made.body['id'])}`;
-    expect((await network.call(path, { as, method: 'DELETE' })).status).to.equal(204);
-    expect((await network.call(path, { as, method: 'DELETE' })).status).to.equal(204);
-    expect((await network.call('/v1/requests', { as: key })).status).to.equal(401);
-    const other = await network.call(path, { as: network.users.bob.key, method: 'DELETE' });
-    expect(other.status).to.equal(403);
-  });
-
-  it('refuses keys whose name or end the database cannot hold', async () => {
-    const { body: session } = await network.call('/v1/sessions', {
-      body: { login: 'ada', password: PASSWORD },
-      as: null,
-    });
-    const as = String(session['token']);
-    const make = async (body: object) => (await network.call('/v1/me/keys', { body, as })).status;
-    expect(await make({ name: 'a', expires_at: '2016-12-31T23:59:60Z' })).to.equal(422);
-    expect(await make({ name: 'a', expires_at: '0000-01-01T00:00:00Z' })).to.equal(422);
-    expect(await make({ name: 'a\0' })).to.equal(400);
-    expect(await make({ name: 'a', expires_at: '9999-12-31T23:59:59-14:59' })).to.equal(201);
-    expect((await network.call('/v1/me/keys', { as })).status).to.equal(200);
-  });
-
   it('lists only the datasets of the profile type', async () => {
     const { body } = await network.call('/v1/datasets');
     expect((body['items'] as { name: string }[]).map((item) => item.name)).to.deep.equal([

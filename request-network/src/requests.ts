@@ -248,10 +248,10 @@ const SESSION_GUARD = `
   from ${liveSession('$3')} join profile_types p on p.id = u.profile_type_id
   where s.id = $2 and u.id = $1 and not ${MUST_CHANGE_PASSWORD}`;
 const KEY_GUARD = `
-  select p.limits, k.id as key_id, null::jsonb as key_limits
+  select p.limits, k.id as key_id, k.limits as key_limits
   from users u join api_keys k on k.user_id = u.id join profile_types p on p.id = u.profile_type_id
   where u.id = $1 and not u.disabled and k.id = $2 and k.revoked_at is null
-    and (k.expires_at is null or k.expires_at > $3::timestamptz)`;
+    and k.disabled_at is null and (k.expires_at is null or k.expires_at > $3::timestamptz)`;
 // It is evaluated once, and before the inserts, which read from it.
 const charged = (requests: string) => `
   select charge_submit($1, limits, key_id, key_limits, ${requests}, $21) as charge from guard`;

@@ -17,7 +17,7 @@ import type { ResultForm } from './result-reader.js';
 import { noteFetched, type ReadableResult } from './result-reads.js';
 
 const NDJSON = 'application/x-ndjson';
-const READ = { roles: ['user'], scope: 'requests:read' } as const;
+const READ = { roles: ['user'], scope: 'results:read' } as const;
 const WRITE = { roles: ['user'], scope: 'requests:write' } as const;
 const NOT_FOUND = { description: 'No request of yours has this id.' };
 const NO_RESULT = { description: 'It is not here yet (Retry-After), or there will be none.' };

@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
   createLog,
+  findUser,
   findUserByLogin,
   hashPassword,
   newId,
@@ -30,10 +31,11 @@ import {
   type TestAnswer,
 } from '@sallyport/shared/testing';
 import { makeFolders, makeKeys, type Apply, type ImportedBatch } from '@sallyport/transfer';
-import { SCOPES, createKey, type Scope } from './api-keys.js';
+import { SCOPES, type Scope } from './api-keys.js';
 import { createRequestApp } from './app.js';
 import type { Config } from './config.js';
 import { MIGRATIONS, foldersOf, openNetwork, type RequestNetwork } from './network.js';
+import { createKey, readKeyRules } from './new-api-keys.js';
 
 export const PASSWORD = 'correct horse battery staple';
 
@@ -91,6 +93,7 @@ export async function openTestNetwork(): Promise<TestNetwork> {
     HTTP_HOST: '127.0.0.1',
     HTTP_PORT: 0,
     LOG_LEVEL: 'silent',
+    API_KEY_ENVIRONMENT: 'test',
   };
   const folders = foldersOf(config);
   await makeFolders(folders);
@@ -143,19 +146,27 @@ async function makeToken(network: RequestNetwork, login: string): Promise<string
   return session.token;
 }
 
-/** An API key of a user. */
+/** An API key of a user that outlives every test. */
 export async function makeKey(
-  { db, apiKeySecret, clock }: RequestNetwork,
+  network: RequestNetwork,
   userId: string,
   scopes: readonly Scope[],
 ): Promise<string> {
-  const made = await createKey(db, apiKeySecret, {
-    userId,
-    name: 'test',
-    scopes,
-    expiresAt: null,
-    at: clock.now(),
-  });
+  const { db, clock } = network;
+  const user = await findUser(db, userId);
+  if (!user) throw new Error(`there is no user ${userId}`);
+  const rules = await readKeyRules(network);
+  const at = clock.now();
+  const made = await db.transaction((tx) =>
+    createKey(tx, rules, {
+      owner: { userId, login: user.login, profileTypeId: user.profile_type_id },
+      name: 'test',
+      scopes,
+      expiresAt: new Date(at.getTime() + rules.settings['keys.max_days'] * 86_400_000),
+      at,
+      actor: 'test',
+    }),
+  );
   return made.key;
 }
 

@@ -18,7 +18,7 @@ const HTTP_CODES = {
   'method-not-allowed': [405, 'The method is not allowed here'],
   'not-acceptable': [406, 'No offered media type is acceptable'],
   'body-too-slow': [408, 'The body came too slowly'],
-  'already-final': [409, 'The request has already ended'],
+  'already-final': [409, 'It has already ended'],
   'result-not-ready': [409, 'The result is not here yet'],
   'no-result': [409, 'The request ended without a result'],
   'version-conflict': [409, 'Somebody else changed this first'],

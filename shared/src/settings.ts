@@ -97,6 +97,12 @@ const GENERAL = {
     30,
     'Days after which a session ends however much it was used.',
   ),
+  'keys.default_days': setting(
+    whole(1, 3_650),
+    90,
+    'Days that an API key lives when whoever makes it names no end.',
+  ),
+  'keys.max_days': setting(whole(1, 3_650), 365, 'Days that an API key lives, at most.'),
   'password.min_length': setting(whole(8, 128), 12, 'Fewest characters of a password.'),
   'argon2.range': setting(
     Argon2RangeSchema,

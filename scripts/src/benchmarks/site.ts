@@ -171,7 +171,7 @@ async function introduce({
   await command('response', ['seal']);
   await carryFiles(join(folder, 'response', 'outbox'), join(folder, 'request', 'inbox'));
   await command('request', ['import']);
-  return String((await command('request', ['key', 'create', LOGIN]))['key']);
+  return String((await command('request', ['api-key', 'create', LOGIN]))['key']);
 }
 
 async function openSite({

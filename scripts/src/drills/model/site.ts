@@ -2,13 +2,19 @@ import { randomBytes } from 'node:crypto';
 import { copyFile, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { makeSecrets, rows, type Priority, type Tier, type Transaction } from '@sallyport/shared';
+import {
+  listUsers,
+  makeSecrets,
+  type Priority,
+  type Tier,
+  type Transaction,
+} from '@sallyport/shared';
 import {
   createTestDatabase,
   requireEnvironment,
   type TestDatabase,
 } from '@sallyport/shared/testing';
-import { createKey, MIGRATIONS, SCOPES } from '@sallyport/request-network';
+import { createKey, MIGRATIONS, readKeyRules, SCOPES } from '@sallyport/request-network';
 import {
   changeSetting,
   createDataset,
@@ -204,15 +210,15 @@ async function introduce(site: Site, index: string): Promise<void> {
 }
 
 async function makeApiKeys({ network }: OpenRequest, apiKeys: Map<string, string>): Promise<void> {
-  const { db, clock, apiKeySecret } = network;
-  for (const user of await rows<{ id: string; login: string }>(db, 'select id, login from users')) {
-    const made = await createKey(db, apiKeySecret, {
-      userId: user.id,
-      name: ACTOR,
-      scopes: SCOPES,
-      expiresAt: null,
-      at: clock.now(),
-    });
+  const { db, clock } = network;
+  const rules = await readKeyRules(network);
+  for (const user of await listUsers(db)) {
+    const at = clock.now();
+    const owner = { userId: user.id, login: user.login, profileTypeId: user.profile_type_id };
+    const expiresAt = new Date(at.getTime() + rules.settings['keys.max_days'] * 86_400_000);
+    const made = await db.transaction((tx) =>
+      createKey(tx, rules, { owner, name: ACTOR, scopes: SCOPES, expiresAt, at, actor: ACTOR }),
+    );
     apiKeys.set(user.login, made.key);
   }
 }
