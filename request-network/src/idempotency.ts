@@ -2,7 +2,13 @@ import { createHash } from 'node:crypto';
 import { SallyportError, rows, type Database, type Transaction } from '@sallyport/shared';
 
 /** An answer as it is kept and replayed. */
-export type Reply = { status: number; headers: Record<string, string>; body: string };
+export type Reply = {
+  status: number;
+  headers: Record<string, string>;
+  body: string;
+  /** Headers that tell what was charged: not kept, since a replay is free. */
+  charged?: Record<string, string>;
+};
 
 export type IdempotentCall = {
   userId: string;
@@ -17,8 +23,8 @@ export const MAX_KEY_LENGTH = 255;
 /** How long a key is remembered. */
 export const KEPT_MS = 7 * 86_400_000;
 
-/** What two calls must have in common to count as the same. */
-export function fingerprintOf(method: string, path: string, body: Uint8Array): string {
+/** What two calls must have in common to count as the same; of JSON the canonical text. */
+export function fingerprintOf(method: string, path: string, body: Uint8Array | string): string {
   return createHash('sha256').update(`${method} ${path}\n`).update(body).digest('hex');
 }
 

@@ -1,14 +1,17 @@
+import type { Request } from 'express';
 import { Type } from 'typebox';
 import {
   HTTP_JSON_CODES,
   JSON_BODY_LIMITS,
   SallyportError,
+  canonicalJson,
   etagOf,
   matchesEtag,
   readBody,
   requireMediaType,
   type Answer,
   type Call,
+  type Database,
   type Routes,
   notifyChanged,
   type Principal,
@@ -29,7 +32,7 @@ import {
 } from './request-schemas.js';
 import { getRequest, listRequests } from './request-views.js';
 import { MAX_BULK_LINES, cancelRequest, isFinal } from './requests.js';
-import { admitSubmission, viewSubmitted } from './submissions.js';
+import { admitSubmission, viewSubmitted, type Admitted } from './submissions.js';
 import { readTimeline } from './timeline.js';
 
 const BULK_LIMITS = { sizeBytes: 8 * 1024 * 1024, timeMs: 60_000 };
@@ -64,49 +67,25 @@ export function addRequestRoutes(routes: Routes<Principal>, network: RequestNetw
       const rules = await replica.rules();
       const now = clock.now();
       const traceparent = traceOf(req.headers['traceparent']);
-      const admitted = admitSubmission(rules, actor, { submission: body, now, traceparent });
-      const { request, checked } = admitted;
-      if (query.validate_only) {
-        return {
-          status: 200,
-          body: {
-            allowed: true,
-            dataset: request.dataset,
-            tier: request.tier,
-            query: checked.query,
-            query_digest: request.queryDigest,
-            cost: request.cost,
-            policy_version: request.policyVersion,
-            warnings: checked.warnings,
-          },
-        };
-      }
-      const reply = (): Reply => {
+      const admit = () => admitSubmission(rules, actor, { submission: body, now, traceparent });
+      if (query.validate_only) return { status: 200, body: describeChecked(admit()) };
+      let urgent = false;
+      const run = async (handle: typeof db): Promise<Reply> => {
+        const { request, checked } = admit();
+        const charged = await limiter.submit(handle, actor, [request]);
+        urgent = request.priority === 'urgent';
         const view = viewSubmitted(request, checked.warnings);
-        return {
-          status: 202,
-          headers: {
-            Location: `/v1/requests/${request.id}`,
-            ...viewHeaders(rules.settings, view),
-          },
-          body: JSON.stringify(view),
+        const headers = {
+          Location: `/v1/requests/${request.id}`,
+          ...viewHeaders(rules.settings, view),
         };
+        return { status: 202, headers, charged, body: JSON.stringify(view) };
       };
-      const key = idempotencyKey(req.headers['idempotency-key']);
-      if (key === undefined) {
-        const headers = await limiter.submit(db, actor, [request]);
-        if (request.priority === 'urgent') onUrgent();
-        return toAnswer(reply(), headers);
-      }
-      const fingerprint = fingerprintOf('POST', '/v1/requests', Buffer.from(JSON.stringify(body)));
-      const call = { userId: actor.userId, key, fingerprint, at: now };
-      let headers = {};
-      const once = await runOnce(db, call, async (tx) => {
-        headers = await limiter.submit(tx, actor, [request]);
-        return reply();
-      });
-      if (request.priority === 'urgent') onUrgent();
-      return answerOnce(once, headers);
+      const fingerprint = () => fingerprintOf('POST', '/v1/requests', canonicalJson(body));
+      const answered = await answerOnce(db, { req, actor, now, fingerprint }, run);
+      // Only now is it committed, and the exporter would find it.
+      if (urgent) onUrgent();
+      return answered;
     },
   });
 
@@ -132,9 +111,8 @@ export function addRequestRoutes(routes: Routes<Principal>, network: RequestNetw
       const bytes = await readBody(req, BULK_LIMITS);
       const now = clock.now();
       let urgent = false;
-      let limits = {};
+      const rules = await replica.rules();
       const run = async (handle: typeof db): Promise<Reply> => {
-        const rules = await replica.rules();
         const traceparent = traceOf(req.headers['traceparent']);
         const bulk = await parseBulk(bytes, {
           limits: { ...JSON_BODY_LIMITS.json, codes: HTTP_JSON_CODES },
@@ -142,23 +120,14 @@ export function addRequestRoutes(routes: Routes<Principal>, network: RequestNetw
           atomic: query.atomic,
           admit: (submission) => admitSubmission(rules, actor, { submission, now, traceparent }),
         });
-        limits = await limiter.submit(handle, actor, bulk.requests);
+        const charged = await limiter.submit(handle, actor, bulk.requests);
         urgent = bulk.requests.some(({ priority }) => priority === 'urgent');
         const headers = { 'Retry-After': String(retryAfterS(rules.settings, 'submitted')) };
-        return { status: 202, headers, body: JSON.stringify(bulk.answer) };
+        return { status: 202, headers, charged, body: JSON.stringify(bulk.answer) };
       };
-      const key = idempotencyKey(req.headers['idempotency-key']);
-      const answer = async (): Promise<ReturnType<typeof toAnswer>> => {
-        if (key === undefined) return toAnswer(await run(db), limits);
-        const fingerprint = fingerprintOf(
-          'POST',
-          `/v1/requests:bulk?atomic=${query.atomic}`,
-          bytes,
-        );
-        const call = { userId: actor.userId, key, fingerprint, at: now };
-        return answerOnce(await runOnce(db, call, run), limits);
-      };
-      const answered = await answer();
+      const path = `/v1/requests:bulk?atomic=${query.atomic}`;
+      const fingerprint = () => fingerprintOf('POST', path, bytes);
+      const answered = await answerOnce(db, { req, actor, now, fingerprint }, run);
       // Only now is it committed, and the exporter would find it.
       if (urgent) onUrgent();
       return answered;
@@ -290,14 +259,36 @@ function traceOf(header: string | string[] | undefined): string | null {
   return typeof header === 'string' && TRACEPARENT.test(header) ? header : null;
 }
 
-/** What was charged is told by headers that a replay does not have. */
-function toAnswer({ status, headers, body }: Reply, limits: Record<string, string>): Answer {
-  return { status, headers: { ...headers, ...limits }, json: body };
+/** Runs a submit: once for each Idempotency-Key, where the call has one. */
+async function answerOnce(
+  db: Database,
+  call: { req: Request; actor: Principal; now: Date; fingerprint: () => string },
+  run: (handle: Database) => Promise<Reply>,
+): Promise<Answer> {
+  const key = idempotencyKey(call.req.headers['idempotency-key']);
+  if (key === undefined) return toAnswer(await run(db));
+  const { actor, now: at } = call;
+  const fingerprint = call.fingerprint();
+  const once = await runOnce(db, { userId: actor.userId, key, fingerprint, at }, run);
+  const { reply, replayed } = once;
+  const headers = replayed ? { ...reply.headers, 'Idempotency-Replayed': 'true' } : reply.headers;
+  return toAnswer({ ...reply, headers });
 }
 
-function answerOnce(
-  { reply, replayed }: { reply: Reply; replayed: boolean },
-  limits: Record<string, string>,
-): Answer {
-  return toAnswer(reply, replayed ? { 'Idempotency-Replayed': 'true' } : limits);
+/** What `validate_only` says of a submission that would be allowed. */
+function describeChecked({ request, checked }: Admitted) {
+  return {
+    allowed: true,
+    dataset: request.dataset,
+    tier: request.tier,
+    query: checked.query,
+    query_digest: request.queryDigest,
+    cost: request.cost,
+    policy_version: request.policyVersion,
+    warnings: checked.warnings,
+  };
+}
+
+function toAnswer({ status, headers, charged, body }: Reply): Answer {
+  return { status, headers: { ...headers, ...charged }, json: body };
 }
