@@ -1,7 +1,9 @@
 import type { Express } from 'express';
 import {
+  addCacheRoutes,
   addNoticeRoutes,
   addSessionRoutes,
+  addStatisticsRoutes,
   createApp,
   createRoutes,
   pingDatabase,
@@ -11,6 +13,7 @@ import { addOperationRoutes } from '@sallyport/transfer';
 import { addAccountRoutes } from './accounts.routes.js';
 import { addKeyRoutes } from './api-keys.routes.js';
 import { VERSION, type RequestNetwork } from './network.js';
+import { countOpen } from './request-samples.js';
 import { addRequestRoutes } from './requests.routes.js';
 import { addResultRoutes } from './results.routes.js';
 
@@ -31,6 +34,8 @@ export function createRequestApp(network: RequestNetwork): Express {
   addKeyRoutes(routes, network);
   addNoticeRoutes(routes, network);
   addOperationRoutes(routes, network);
+  addCacheRoutes(routes, network);
+  addStatisticsRoutes(routes, { ...network, countNow: countOpen });
   return createApp({
     title: 'Sallyport request network',
     version: VERSION,

@@ -7,8 +7,10 @@ import {
 } from '@sallyport/shared';
 import {
   administrationCommands,
+  cacheCommands,
   prepareNode,
   showCard,
+  withNetwork,
   type Installation,
 } from '@sallyport/transfer';
 import { apiKeyCommands } from './api-key-commands.js';
@@ -39,6 +41,7 @@ const commands: Commands = {
   },
   ...administrationCommands(installation),
   ...apiKeyCommands(installation),
+  ...cacheCommands((use) => withNetwork(installation(), use)),
 };
 
 function installation(): Installation<RequestNetwork> {

@@ -1,6 +1,8 @@
 import {
   pruneSessions,
+  maintainCache,
   startWorkers,
+  takeSamples,
   type ClosingStep,
   type RunningWorkers,
   type WorkerName,
@@ -16,12 +18,14 @@ import {
   pruneStore,
   pruneUploads,
   resendMissing,
+  sampleBatches,
   watchAuditLog,
   watchInbox,
 } from '@sallyport/transfer';
 import { requestApplies } from './apply.js';
 import { keepHouse } from './housekeeping.js';
 import type { RequestNetwork } from './network.js';
+import { sampleRequests } from './request-samples.js';
 
 /** Starts the workers of the request network in this process. */
 export async function startRequestWorkers(network: RequestNetwork): Promise<ClosingStep> {
@@ -64,6 +68,13 @@ export function requestWorkers(network: RequestNetwork): Partial<Record<WorkerNa
       await exportControl(db, node);
       await resendMissing(db, node);
     },
+    async monitor() {
+      const { settings } = await replica.rules();
+      await network.counters.flush();
+      const samplers = [sampleRequests, sampleBatches];
+      await takeSamples(db, { samplers, now: clock.now(), settings });
+    },
+    'maintain-cache': () => maintainCache(db, network.cache, clock.now()),
     async housekeeping() {
       const { settings } = await replica.rules();
       await keepHouse(db, { now: clock.now(), settings, log });

@@ -1,7 +1,9 @@
 import type { Express } from 'express';
 import {
+  addCacheRoutes,
   addNoticeRoutes,
   addSessionRoutes,
+  addStatisticsRoutes,
   createApp,
   createRoutes,
   pingDatabase,
@@ -11,6 +13,7 @@ import {
 import { addAuditRoutes } from '@sallyport/transfer';
 import { addOperationRoutes } from '@sallyport/transfer';
 import { checkElastic } from './elastic/client.js';
+import { countOpen } from './execution-samples.js';
 import { VERSION, type ResponseNetwork } from './network.js';
 
 /** The HTTP API of the response network. */
@@ -26,6 +29,8 @@ export function createResponseApp(network: ResponseNetwork): Express {
   addAuditRoutes(routes, network);
   addNoticeRoutes(routes, network);
   addOperationRoutes(routes, network);
+  addCacheRoutes(routes, network);
+  addStatisticsRoutes(routes, { ...network, countNow: countOpen });
   return createApp({
     title: 'Sallyport response network',
     version: VERSION,

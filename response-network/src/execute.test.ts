@@ -1,7 +1,7 @@
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { expect } from 'chai';
-import { newId, POLICY_TABLE } from '@sallyport/shared';
+import { createLog, newId, openCache, openCounters, POLICY_TABLE } from '@sallyport/shared';
 import { eventually } from '@sallyport/shared/testing';
 import { openElastic, type Elastic } from './elastic/client.js';
 import { claimRequests, freeExpiredLeases, leaseMs, tellProgress } from './executions.js';
@@ -80,6 +80,44 @@ describe('execution', () => {
       const total = async (id: string) =>
         (JSON.parse(await answerOf(id)) as { hits: { total: { value: number } } }).hits.total.value;
       expect([await total(own), await total(all)]).to.deep.equal([0, 5]);
+    });
+
+    it('answers the same search again without searching, while that is on and nothing changed', async () => {
+      const { test, time, elastic } = network;
+      const log = createLog('test', 'silent');
+      const clock = { now: () => time.now };
+      const counters = openCounters(test.db, { clock, log });
+      const limits = { maxBytes: 1_000_000, entryMaxBytes: 100_000, ttlMs: 60_000 };
+      const cache = await openCache({
+        name: 'digests',
+        db: test.db,
+        clock,
+        log,
+        counters,
+        settings: () => limits,
+      });
+      const ask = async (user: string) => {
+        const [id = ''] = await network.arrive(network.request({ user_id: user }));
+        await network.executor(elastic, { cache }).run(NEVER);
+        return (await network.result(id)) ?? {};
+      };
+      const { ada, bob, eve } = network.users;
+      const first = await ask(ada.id);
+      const again = await ask(bob.id);
+      expect(again).to.include({ status: 'delivered', text: first['text'], took_ms: null });
+      expect(await ask(eve.id)).to.include({ status: 'rejected', text: null });
+      await test.db('datasets').update({ epoch: 2 });
+      expect((await ask(bob.id))['took_ms']).to.be.a('number');
+      await test.db('dataset_sources').update({ row_filter: '{"term":{"code":"c1"}}' });
+      const filtered = await ask(ada.id);
+      expect(filtered['took_ms']).to.be.a('number');
+      expect(filtered['text']).not.to.equal(first['text']);
+      limits.maxBytes = 0;
+      expect((await ask(ada.id))['took_ms']).to.be.a('number');
+      await test.db('dataset_sources').update({ row_filter: null });
+      await test.db('datasets').update({ epoch: 1 });
+      await cache.close();
+      await counters.close();
     });
 
     it('answers a thousand once each', async () => {

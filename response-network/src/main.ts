@@ -1,5 +1,11 @@
 import { createLog, runCommandLine } from '@sallyport/shared';
-import { administrationCommands, commandLineActor, type Installation } from '@sallyport/transfer';
+import {
+  administrationCommands,
+  cacheCommands,
+  commandLineActor,
+  withNetwork,
+  type Installation,
+} from '@sallyport/transfer';
 import { startServing } from './app.js';
 import { commandContext } from './commands/context.js';
 import { datasetCommands } from './commands/datasets.js';
@@ -31,6 +37,7 @@ export async function runResponseNetwork(argv: string[] = process.argv.slice(2))
         },
       },
       ...administrationCommands(installation),
+      ...cacheCommands((use) => withNetwork(installation(), use)),
       ...userCommands(context),
       ...profileTypeCommands(context),
       ...datasetCommands(context),

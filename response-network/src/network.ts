@@ -2,6 +2,7 @@ import { userInfo } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import {
   API_KEYS_FILE,
+  CACHE_CHANNEL,
   CHANGED_CHANNEL,
   IDENTITY_CHANGED,
   RULES_CHANGED,
@@ -11,6 +12,8 @@ import {
   defaultSettings,
   listen,
   loadSessionKey,
+  openCache,
+  openCounters,
   openDatabase,
   openPrincipals,
   pageSecretOf,
@@ -19,7 +22,10 @@ import {
   requireMigrated,
   sharedMigrations,
   systemClock,
+  type Cache,
+  type CacheSettings,
   type Clock,
+  type Counters,
   type Log,
   type Principals,
   type QueueAccess,
@@ -50,6 +56,9 @@ export type ResponseNetwork = OpenNetwork & {
   clock: Clock;
   log: Log;
   principals: Principals;
+  counters: Counters;
+  /** Answers by what was searched for. */
+  cache: Cache;
   sessionKey: SessionKey;
   pageSecret: Buffer;
   queues: QueueAccess;
@@ -132,6 +141,15 @@ export async function openNetwork(
     const pageSecret = pageSecretOf(
       Buffer.from(await readSecret(folders.keys, API_KEYS_FILE), 'base64url'),
     );
+    const counters = openCounters(db, { clock, log });
+    const cache = await openCache({
+      name: 'digests',
+      db,
+      clock,
+      log,
+      counters,
+      settings: () => cacheSettings(settings),
+    });
     const listener = listen(
       config.DATABASE_URL,
       {
@@ -142,6 +160,7 @@ export async function openNetwork(
           if (what === IDENTITY_CHANGED) principals.drop();
           if (what === RULES_CHANGED) refreshSettings().catch(warnStale);
         },
+        [CACHE_CHANNEL]: (message) => cache.hear(message),
       },
       { log, onGap: () => principals.drop() },
     );
@@ -162,6 +181,8 @@ export async function openNetwork(
       clock,
       log,
       principals,
+      counters,
+      cache,
       sessionKey,
       pageSecret,
       queues,
@@ -170,6 +191,8 @@ export async function openNetwork(
       async close() {
         await principals.close();
         await listener.close();
+        await cache.close();
+        await counters.close();
         await close();
       },
     };
@@ -177,4 +200,13 @@ export async function openNetwork(
     await close();
     throw error;
   }
+}
+
+function cacheSettings(settings: Settings): CacheSettings {
+  const ttlS = settings['cache.digests_ttl_s'];
+  return {
+    maxBytes: ttlS === 0 ? 0 : settings['cache.digests_bytes'],
+    entryMaxBytes: settings['cache.entry_max_bytes'],
+    ttlMs: ttlS * 1_000,
+  };
 }

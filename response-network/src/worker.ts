@@ -2,7 +2,9 @@ import {
   listen,
   listWorkers,
   pruneSessions,
+  maintainCache,
   startWorkers,
+  takeSamples,
   type ClosingStep,
   type Queues,
   type WorkerName,
@@ -19,10 +21,12 @@ import {
   pruneStore,
   pruneUploads,
   resendMissing,
+  sampleBatches,
   watchAuditLog,
   watchInbox,
 } from '@sallyport/transfer';
 import { createExecutor, type Executor } from './execute.js';
+import { sampleExecutions } from './execution-samples.js';
 import { freeExpiredLeases, tellProgress } from './executions.js';
 import { applies, type ResponseNetwork } from './network.js';
 import { expireRequests } from './requests.js';
@@ -107,6 +111,15 @@ export function workersOf(
       await exportControl(db, node);
       await resendMissing(db, node);
     },
+    monitor: async () => {
+      await network.counters.flush();
+      await takeSamples(db, {
+        samplers: [sampleExecutions, sampleBatches],
+        now: clock.now(),
+        settings: network.settings(),
+      });
+    },
+    'maintain-cache': () => maintainCache(db, network.cache, clock.now()),
     housekeeping: async () => {
       const freed = await freeExpiredLeases(db, clock.now());
       const { expired } = await expireRequests(db, clock.now());

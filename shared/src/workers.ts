@@ -66,6 +66,18 @@ export const WORKERS = {
     timeLimitMs: 10 * MINUTE_MS,
     does: 'Expires what is past its deadline and frees what nobody holds any more.',
   },
+  monitor: {
+    network: 'both',
+    cadence: 60 * SECOND_MS,
+    timeLimitMs: 5 * MINUTE_MS,
+    does: 'Samples what happened in the last minutes, for the statistics.',
+  },
+  'maintain-cache': {
+    network: 'both',
+    cadence: 60 * MINUTE_MS,
+    timeLimitMs: 5 * MINUTE_MS,
+    does: 'Drops from the cache what is too old or too much.',
+  },
 } as const satisfies Record<string, WorkerSpec>;
 
 export type WorkerName = keyof typeof WORKERS;

@@ -10,6 +10,8 @@ export {
 export { watchAuditLog } from './custody/audit-heads.js';
 export { addAuditRoutes } from './routes/audit.routes.js';
 export { batchName, parseBatchName } from './format/batch-file.js';
+export { sampleBatches } from './custody/batch-samples.js';
+export { cacheCommands } from './commands/cache-commands.js';
 export { pruneCustody, readCustody, type CustodyEvent } from './custody/custody.js';
 export {
   exportControl,
