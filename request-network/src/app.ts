@@ -1,6 +1,7 @@
 import type { Express } from 'express';
 import {
   addCacheRoutes,
+  addMeRoutes,
   addNoticeRoutes,
   addSessionRoutes,
   addStatisticsRoutes,
@@ -10,7 +11,8 @@ import {
 } from '@sallyport/shared';
 import { addAuditRoutes } from '@sallyport/transfer';
 import { addOperationRoutes } from '@sallyport/transfer';
-import { addAccountRoutes } from './accounts.routes.js';
+import { sendAccount } from './account-records.js';
+import { addDatasetRoutes } from './datasets.routes.js';
 import { addKeyRoutes } from './api-keys.routes.js';
 import { VERSION, type RequestNetwork } from './network.js';
 import { countOpen } from './request-samples.js';
@@ -21,15 +23,18 @@ import { addResultRoutes } from './results.routes.js';
 export function createRequestApp(network: RequestNetwork): Express {
   const { db, log, principals } = network;
   const routes = createRoutes((req) => principals.authenticate(req.headers.authorization));
-  addSessionRoutes(routes, {
+  const people = {
     ...network,
-    network: 'request',
+    network: 'request' as const,
     issuer: network.node.name,
     settings: async () => (await network.replica.rules()).settings,
-  });
+    sendAccount,
+  };
+  addSessionRoutes(routes, people);
+  addMeRoutes(routes, people);
   addRequestRoutes(routes, network);
   addResultRoutes(routes, network);
-  addAccountRoutes(routes, network);
+  addDatasetRoutes(routes, network);
   addAuditRoutes(routes, network);
   addKeyRoutes(routes, network);
   addNoticeRoutes(routes, network);

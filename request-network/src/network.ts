@@ -27,6 +27,7 @@ import {
   type Cache,
   type CacheSettings,
   type Counters,
+  requireBreachedList,
   type Principals,
   type Settings,
 } from '@sallyport/shared';
@@ -97,6 +98,7 @@ export async function openNetwork(
   const db = openDatabase(config.DATABASE_URL);
   try {
     await requireMigrated(db, MIGRATIONS);
+    await requireBreachedList(config.BREACHED_PASSWORDS_FILE);
     const sessionKey = await loadSessionKey(await readSecret(folders.keys, SESSION_KEY_FILE));
     const apiKeySecret = Buffer.from(await readSecret(folders.keys, API_KEYS_FILE), 'base64url');
     const replica = await openReplica(db, log);

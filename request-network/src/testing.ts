@@ -13,6 +13,7 @@ import {
   storeCredential,
   storeDatasets,
   storeProfileTypes,
+  storeSetting,
   storeUsers,
   type Limits,
   type Priority,
@@ -29,6 +30,7 @@ import {
   eventually,
   type CallOptions,
   type TestAnswer,
+  type TestDatabase,
 } from '@sallyport/shared/testing';
 import { makeFolders, makeKeys, type Apply, type ImportedBatch } from '@sallyport/transfer';
 import { SCOPES, type Scope } from './api-keys.js';
@@ -101,6 +103,7 @@ export async function openTestNetwork(): Promise<TestNetwork> {
   await makeSecrets(folders.keys);
   const time = { now: new Date() };
   const users = await seed(test.db, time.now);
+  await allowLogins(test.db, time.now);
   const log = createLog('test', 'silent');
   const clock = { now: () => time.now };
   const network = await openNetwork(config, { log, clock, limiterClock: clock });
@@ -127,6 +130,14 @@ export async function openTestNetwork(): Promise<TestNetwork> {
       await rm(root, { recursive: true, force: true });
     },
   };
+}
+
+/** Tests log in more often than people do. */
+async function allowLogins(db: TestDatabase['db'], now: Date): Promise<void> {
+  await db.transaction(async (tx) => {
+    await storeSetting(tx, { key: 'login.account_per_minute', value: 1_000 }, now);
+    await storeSetting(tx, { key: 'login.address_per_minute', value: 10_000 }, now);
+  });
 }
 
 /** A session token of the user of this login, as a log-in would give it. */

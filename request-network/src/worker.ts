@@ -11,6 +11,7 @@ import {
 import {
   closeSecondOpinion,
   exportControl,
+  exportStream,
   exportStreams,
   importBatches,
   pruneCustody,
@@ -64,6 +65,7 @@ export function requestWorkers(network: RequestNetwork): Partial<Record<WorkerNa
     'import-batches': (signal) => importBatches(db, node, applies, { signal }),
     'export-requests': (signal) =>
       exportStreams(db, node, ['requests.urgent', 'requests'], { signal }),
+    'export-accounts': (signal) => exportStream(db, node, 'accounts', { signal }),
     'export-control': async () => {
       await exportControl(db, node);
       await resendMissing(db, node);

@@ -1,6 +1,7 @@
 import type { Express } from 'express';
 import {
   addCacheRoutes,
+  addMeRoutes,
   addNoticeRoutes,
   addSessionRoutes,
   addStatisticsRoutes,
@@ -15,17 +16,21 @@ import { addOperationRoutes } from '@sallyport/transfer';
 import { checkElastic } from './elastic/client.js';
 import { countOpen } from './execution-samples.js';
 import { VERSION, type ResponseNetwork } from './network.js';
+import { sendAccount } from './own-accounts.js';
 
 /** The HTTP API of the response network. */
 export function createResponseApp(network: ResponseNetwork): Express {
   const { db, elastic, log, principals } = network;
   const routes = createRoutes((req) => principals.authenticate(req.headers.authorization));
-  addSessionRoutes(routes, {
+  const people = {
     ...network,
-    network: 'response',
+    network: 'response' as const,
     issuer: network.node.name,
     settings: () => network.settings(),
-  });
+    sendAccount,
+  };
+  addSessionRoutes(routes, people);
+  addMeRoutes(routes, people);
   addAuditRoutes(routes, network);
   addNoticeRoutes(routes, network);
   addOperationRoutes(routes, network);

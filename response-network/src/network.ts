@@ -19,6 +19,7 @@ import {
   pageSecretOf,
   readSecret,
   readSettings,
+  requireBreachedList,
   requireMigrated,
   sharedMigrations,
   systemClock,
@@ -45,6 +46,7 @@ import {
 import type { Config } from './config.js';
 import { openElastic, type Elastic } from './elastic/client.js';
 import { responseRules } from './lost-results.js';
+import { applyOwnCredentials, applyOwnProfiles } from './own-accounts.js';
 import { applyCancellations, applyRequests } from './requests.js';
 import { outrankForgotten } from './restored-state.js';
 import { snapshotsBy } from './snapshots.js';
@@ -80,6 +82,8 @@ export const migrations = [
 export const applies: ApplyTable = {
   request: applyRequests,
   'request.cancel': applyCancellations,
+  'account.credential': applyOwnCredentials,
+  'account.profile': applyOwnProfiles,
 };
 
 /** The folders that the configuration names. */
@@ -122,6 +126,7 @@ export async function openNetwork(
   const warnStale = (err: unknown) => log.warn({ err }, 'missed a changed setting');
   try {
     await requireMigrated(db, migrations);
+    await requireBreachedList(config.BREACHED_PASSWORDS_FILE);
     await refreshSettings();
     const folders = foldersOf(config);
     await makeFolders(folders);

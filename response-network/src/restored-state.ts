@@ -20,6 +20,18 @@ export async function outrankForgotten(
   }
   await rows(
     tx,
+    `update users set
+       profile_version = greatest(profile_version + 1, :least + profile_version % :size)`,
+    bindings,
+  );
+  // With a counter of 0 the mark of a password that somebody else set would count again.
+  await rows(
+    tx,
+    `update users u set must_change_password = false from credentials c
+     where c.user_id = u.id and c.counter > 0 and u.must_change_password`,
+  );
+  await rows(
+    tx,
     `update credentials set generation = greatest(generation + 1, :least + generation % :size),
        counter = 0, updated_at = :now`,
     bindings,

@@ -18,6 +18,7 @@ import {
   storeCredential,
   storeDatasets,
   storeProfileTypes,
+  storeSetting,
   storeUsers,
   type Dataset,
   type Priority,
@@ -298,6 +299,7 @@ export async function openTestApi(): Promise<TestApi> {
   await makeSecrets(folders.keys);
   const time = { now: new Date() };
   await seedPeople(test.db, time.now);
+  await allowLogins(test.db, time.now);
   const log = createLog('test', 'silent');
   const network = await openNetwork(config, { log, clock: { now: () => time.now } });
   const server = await startServer(createResponseApp(network), { host: '127.0.0.1', port: 0 });
@@ -317,6 +319,14 @@ export async function openTestApi(): Promise<TestApi> {
       await rm(root, { recursive: true, force: true });
     },
   };
+}
+
+/** Tests log in more often than people do. */
+async function allowLogins(db: TestDatabase['db'], now: Date): Promise<void> {
+  await db.transaction(async (tx) => {
+    await storeSetting(tx, { key: 'login.account_per_minute', value: 1_000 }, now);
+    await storeSetting(tx, { key: 'login.address_per_minute', value: 10_000 }, now);
+  });
 }
 
 async function makeToken(network: ResponseNetwork, login: string): Promise<string> {

@@ -69,6 +69,18 @@ export const NETWORK_VARIABLES = {
     }),
   ),
   HTTP_HOST: Type.String({ default: '127.0.0.1', description: 'address to listen on' }),
+  TRUSTED_PROXIES: Type.Optional(
+    text('addresses or networks of the proxies in front, comma-separated: they name the caller'),
+  ),
+  CORS_ORIGINS: Type.Optional(
+    Type.String({
+      pattern: '^https?://[^\\s/,]+(,https?://[^\\s/,]+)*$',
+      description: 'origins whose pages may call the API, comma-separated; never with cookies',
+    }),
+  ),
+  BREACHED_PASSWORDS_FILE: Type.Optional(
+    text('sorted list of passwords that nobody may choose: SHA-1 in hexadecimal, or plain'),
+  ),
   LOG_LEVEL: Type.Unsafe<LogLevel>({
     type: 'string',
     enum: ['debug', 'info', 'warn', 'error', 'silent'],

@@ -145,7 +145,9 @@ describe('identity and datasets', () => {
       VERIFIER.replace('t=2', 't=1'),
       VERIFIER.replace('p=1', 'p=64'),
       VERIFIER.replace('argon2id', 'argon2i'),
-      '$2b$12$aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa',
+      `$2b$07$${'a'.repeat(53)}`,
+      `$2b$16$${'a'.repeat(53)}`,
+      `$2x$12$${'a'.repeat(53)}`,
     ]) {
       it(`refuses the batch for a verifier like ${verifier.slice(0, 30)}`, async () => {
         const good = { id: newId(), generation: 1, counter: 0, verifier: VERIFIER };
@@ -156,6 +158,22 @@ describe('identity and datasets', () => {
         expect(await readCredential(test.db, good.id)).to.equal(undefined);
       });
     }
+
+    it('takes bcrypt, which was imported, from the response network alone', async () => {
+      const record = {
+        id: newId(),
+        generation: 1,
+        counter: 0,
+        verifier: `$2b$12$${'a'.repeat(53)}`,
+      };
+      await apply([record]);
+      expect(await readCredential(test.db, record.id)).to.include({ generation: 1 });
+      const type = 'account.credential';
+      const error = await incoming(type, [{ ...record, counter: 1 }], (tx) =>
+        applyCredentials(tx, { type, range }, NOW),
+      ).catch((e: unknown) => e);
+      expect(error).to.be.instanceOf(SallyportError).with.property('code', 'SCHEMA');
+    });
 
     it('tells whether a credential was newer than the stored one', async () => {
       const credential = { user_id: newId(), generation: 2, counter: 5, verifier: VERIFIER };

@@ -1,7 +1,14 @@
+import { hash as hashBcrypt } from '@node-rs/bcrypt';
 import { argon2i, hash } from 'argon2';
 import { expect } from 'chai';
 import { SallyportError } from './errors.js';
-import { burnPassword, hashPassword, isVerifierAllowed, verifyPassword } from './passwords.js';
+import {
+  burnPassword,
+  hashPassword,
+  isVerifierAllowed,
+  isVerifierWeak,
+  verifyPassword,
+} from './passwords.js';
 
 describe('hashPassword and verifyPassword', () => {
   it('accept the password and refuse another', async () => {
@@ -25,6 +32,18 @@ describe('hashPassword and verifyPassword', () => {
     for (const verifier of ['', 'x', '$2b$10$abc', '$argon2id$v=19$m=1,t=1,p=1$$']) {
       expect(await verifyPassword(verifier, 'x')).to.equal(false);
     }
+  });
+
+  it('know bcrypt, in each of its spellings and within bounds', async () => {
+    const made = await hashBcrypt('secret', { cost: 8 });
+    for (const version of ['2a', '2b', '2y']) {
+      const verifier = made.replace('2b', version);
+      expect(await verifyPassword(verifier, 'secret')).to.equal(true);
+      expect(await verifyPassword(verifier, 'secreT')).to.equal(false);
+      expect(isVerifierWeak(verifier)).to.equal(true);
+    }
+    expect(await verifyPassword(made.replace('$08$', '$31$'), 'secret')).to.equal(false);
+    expect(isVerifierWeak(await hashPassword('secret'))).to.equal(false);
   });
 
   it('answer 503 to what is beyond the line, and serve the line', async () => {

@@ -1,3 +1,4 @@
+import { verify as verifyBcrypt } from '@node-rs/bcrypt';
 import { hash, verify, argon2id } from 'argon2';
 import { SallyportError } from './errors.js';
 
@@ -19,7 +20,7 @@ export const VERIFIER_RANGE: VerifierRange = {
 };
 
 // Longer ones only cost work; far beyond anything a person types.
-const MAX_PASSWORD_BYTES = 1_024;
+export const MAX_PASSWORD_BYTES = 1_024;
 // Each takes 19 MiB and a thread for about 30 ms: a burst must not take the machine.
 const MAX_RUNNING = 2;
 const MAX_WAITING = 64;
@@ -27,6 +28,8 @@ const BUSY_RETRY_S = 2;
 // libargon2 writes m, t, p; node's argon2 writes m, p, t.
 const PHC =
   /^\$argon2id\$v=19\$m=(?<m>\d{1,8}),(?:t=(?<t>\d{1,4}),p=(?<p>\d{1,3})|p=(?<p2>\d{1,3}),t=(?<t2>\d{1,4}))\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{22,86}$/;
+// What older systems keep; imported, and replaced when its owner logs in.
+const BCRYPT = /^\$2[aby]\$(?<cost>0[89]|1[0-5])\$[./A-Za-z0-9]{53}$/;
 /** The verifier of a password that nobody knows, with the cost of ours. */
 const NOBODY =
   '$argon2id$v=19$m=19456,t=2,p=1$OxHNmMA7bVsKZLhQRg8lOQ$4Ja2Tt3Zl7CHzGd0Gk4pVwLAqYk0CxzHf3VIsq0Q0Eo';
@@ -52,8 +55,10 @@ export async function hashPassword(password: string): Promise<string> {
  * @throws SallyportError `queue-full` when too many wait already.
  */
 export async function verifyPassword(verifier: string, password: string): Promise<boolean> {
-  const usable = PHC.test(verifier) && Buffer.byteLength(password) <= MAX_PASSWORD_BYTES;
-  if (usable) return inTurn(() => verify(verifier, password));
+  if (Buffer.byteLength(password) <= MAX_PASSWORD_BYTES) {
+    if (PHC.test(verifier)) return inTurn(() => verify(verifier, password));
+    if (BCRYPT.test(verifier)) return inTurn(() => verifyBcrypt(password, verifier));
+  }
   await burnPassword(password);
   return false;
 }
@@ -62,6 +67,18 @@ export async function verifyPassword(verifier: string, password: string): Promis
 export async function burnPassword(password: string): Promise<void> {
   const cut = password.slice(0, MAX_PASSWORD_BYTES);
   await inTurn(() => verify(NOBODY, cut));
+}
+
+/** Whether a verifier is weaker than those we make, so that the next login should replace it. */
+export function isVerifierWeak(verifier: string): boolean {
+  const parts = PHC.exec(verifier)?.groups;
+  if (!parts) return true;
+  return Number(parts['m']) < COST.memoryCost || Number(parts['t'] ?? parts['t2']) < COST.timeCost;
+}
+
+/** Whether a verifier made elsewhere is bcrypt with a cost of 8 to 15. */
+export function isBcryptAllowed(verifier: string): boolean {
+  return BCRYPT.test(verifier);
 }
 
 /** Whether a verifier made elsewhere is argon2id (v19, PHC string) with parameters in the range. */

@@ -16,12 +16,14 @@ import {
   type SessionTokens,
 } from './sessions.js';
 import type { Settings } from './settings.js';
+import type { SendAccount } from './verifier-changes.js';
 
 /** What the session routes of a network work with. */
 export type SessionContext = Omit<SessionIssuer, 'settings'> & {
   db: Database;
   principals: Principals;
   settings(): Settings | Promise<Settings>;
+  sendAccount: SendAccount;
 };
 
 const TokensSchema = Type.Object({
@@ -52,10 +54,7 @@ const SessionListSchema = Type.Object({
 /** Logging in and out, the same on both networks. */
 export function addSessionRoutes(routes: Routes<Principal>, context: SessionContext): void {
   const { db, clock, principals } = context;
-  const issuer = async (): Promise<SessionIssuer> => ({
-    ...context,
-    settings: await context.settings(),
-  });
+  const issuer = async () => ({ ...context, settings: await context.settings() });
   const end = async (actor: Principal, which: { id?: string }) => {
     const ended = { where: { ...which, userId: actor.userId }, actor: actorOf(actor) };
     await db.transaction((tx) =>

@@ -103,6 +103,17 @@ const GENERAL = {
     'Days that an API key lives when whoever makes it names no end.',
   ),
   'keys.max_days': setting(whole(1, 3_650), 365, 'Days that an API key lives, at most.'),
+  'login.account_per_minute': setting(
+    whole(1, 1_000),
+    5,
+    'Times a minute that somebody may try to log in to one account.',
+  ),
+  'login.address_per_minute': setting(
+    whole(1, 10_000),
+    30,
+    'Times a minute that somebody may try to log in from one address.',
+    { local: true },
+  ),
   'password.min_length': setting(whole(8, 128), 12, 'Fewest characters of a password.'),
   'argon2.range': setting(
     Argon2RangeSchema,

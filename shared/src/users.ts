@@ -17,6 +17,18 @@ type UserRow = Omit<User, 'roles'> & { roles: string[] };
  */
 export const MUST_CHANGE_PASSWORD = '(u.must_change_password and coalesce(c.counter, 0) = 0)';
 
+/** What the response network alone decides. */
+const GIVEN_COLUMNS = [
+  'version',
+  'login',
+  'profile_type_id',
+  'roles',
+  'disabled',
+  'must_change_password',
+];
+/** What users change themselves, on either network. */
+const OWN_COLUMNS = ['profile_version', 'display_name', 'email', 'language', 'notices'];
+
 const SELECT_USERS = `
   select u.id, u.version, u.login, u.profile_type_id, u.roles, u.disabled,
     ${MUST_CHANGE_PASSWORD} as must_change_password, u.profile_version, u.display_name, u.email,
@@ -118,7 +130,8 @@ export async function storeCredential(
 /**
  * Applies the credentials in `incoming`, those of one record type: the lexicographically greatest
  * (generation, counter) of each user wins.
- * @throws SallyportError `SCHEMA` when the argon2 parameters of a verifier lie outside the range.
+ * @throws SallyportError `SCHEMA` when the argon2 parameters of a verifier lie outside the range; of
+ * bcrypt, which is only imported, the response network alone sends verifiers.
  */
 export async function applyCredentials(
   tx: Transaction,
@@ -127,6 +140,27 @@ export async function applyCredentials(
 ): Promise<void> {
   await refuseVerifiersOutside(tx, type, range);
   await rows(tx, upsertCredentialsFrom(`select id, d from incoming where t = ?`), [type, now]);
+}
+
+/**
+ * Applies the `account.profile` records in `incoming`: the greatest profile version of each user wins.
+ * A user that nobody has told of yet is left out; their record brings the profile.
+ */
+export async function applyProfiles(tx: Transaction, now: Date): Promise<void> {
+  await rows(
+    tx,
+    `update users u set ${OWN_COLUMNS.map((column) => `${column} = p.${column}`).join(', ')},
+       version = u.version + 1, updated_at = ?
+     from (
+       select distinct on (id) id, (d->>'profile_version')::integer as profile_version,
+         d->>'display_name' as display_name, d->>'email' as email, d->>'language' as language,
+         d->'notices' as notices
+       from incoming where t = 'account.profile'
+       order by id, (d->>'profile_version')::integer desc, line desc
+     ) p
+     where p.id = u.id and ${rankOfProfile('p')} > ${rankOfProfile('u')}`,
+    [now],
+  );
 }
 
 async function refuseVerifiersOutside(
@@ -140,7 +174,10 @@ async function refuseVerifiersOutside(
      left join lateral regexp_match(i.d->>'verifier',
        '^[$]argon2id[$]v=19[$]m=([0-9]{1,9}),t=([0-9]{1,9}),p=([0-9]{1,9})[$][^$]+[$][^$]+$')
        as m on true
-     where i.t = ? and (m is null
+     where i.t = ?
+       and not (i.t = 'user.credential'
+         and i.d->>'verifier' ~ '^[$]2[aby][$](0[89]|1[0-5])[$][./A-Za-z0-9]{53}$')
+       and (m is null
        or m[1]::integer not between ? and ? or m[2]::integer not between ? and ?
        or m[3]::integer not between ? and ?)
      order by i.line limit 1`,
@@ -155,11 +192,13 @@ async function refuseVerifiersOutside(
 }
 
 function upsertUsersFrom(source: string): string {
-  const own = ['profile_version', 'display_name', 'email', 'language', 'notices'].map(
-    (column) =>
-      `${column} = case when excluded.profile_version >= users.profile_version
-         then excluded.${column} else users.${column} end`,
-  );
+  const newer = 'excluded.version > users.version';
+  const newerProfile = `${rankOfProfile('excluded')} > ${rankOfProfile('users')}`;
+  const set = (columns: readonly string[], condition: string) =>
+    columns.map(
+      (column) =>
+        `${column} = case when ${condition} then excluded.${column} else users.${column} end`,
+    );
   return `
     with source as (${source})
     insert into users (
@@ -173,11 +212,16 @@ function upsertUsersFrom(source: string): string {
       d->'notices', ?::timestamptz, ?::timestamptz
     from source order by id, (d->>'version')::integer desc
     on conflict (id) do update set
-      version = excluded.version, login = excluded.login,
-      profile_type_id = excluded.profile_type_id, roles = excluded.roles,
-      disabled = excluded.disabled, must_change_password = excluded.must_change_password,
-      ${own.join(', ')}, updated_at = excluded.updated_at
-    where excluded.version > users.version`;
+      ${[...set(GIVEN_COLUMNS, newer), ...set(OWN_COLUMNS, newerProfile)].join(', ')},
+      updated_at = excluded.updated_at
+    where ${newer} or ${newerProfile}`;
+}
+
+// Of two profiles of one version the greater text wins, so that both networks keep the same one.
+function rankOfProfile(from: string): string {
+  const text = (column: string) => `coalesce(${from}.${column}, '') collate "C"`;
+  return `(${from}.profile_version, ${text('display_name')}, ${text('email')}, ${text('language')},
+    ${from}.notices::text collate "C")`;
 }
 
 function upsertCredentialsFrom(source: string): string {
@@ -186,12 +230,13 @@ function upsertCredentialsFrom(source: string): string {
     insert into credentials (user_id, generation, counter, verifier, updated_at)
     select distinct on (id) id, (d->>'generation')::integer, (d->>'counter')::integer,
       d->>'verifier', ?::timestamptz
-    from source order by id, (d->>'generation')::integer desc, (d->>'counter')::integer desc
+    from source order by id, (d->>'generation')::integer desc, (d->>'counter')::integer desc,
+      d->>'verifier' collate "C" desc
     on conflict (user_id) do update set
       generation = excluded.generation, counter = excluded.counter,
       verifier = excluded.verifier, updated_at = excluded.updated_at
-    where (excluded.generation, excluded.counter)
-      > (credentials.generation, credentials.counter)`;
+    where (excluded.generation, excluded.counter, excluded.verifier collate "C")
+      > (credentials.generation, credentials.counter, credentials.verifier collate "C")`;
 }
 
 function toUser({ roles, ...user }: UserRow): User {

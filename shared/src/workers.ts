@@ -30,6 +30,12 @@ export const WORKERS = {
     timeLimitMs: 15 * MINUTE_MS,
     does: 'Seals waiting requests and cancellations into batches.',
   },
+  'export-accounts': {
+    network: 'request',
+    cadence: 60 * SECOND_MS,
+    timeLimitMs: 5 * MINUTE_MS,
+    does: 'Seals what users changed of their own accounts into batches.',
+  },
   'export-results': {
     network: 'response',
     cadence: 30 * SECOND_MS,
