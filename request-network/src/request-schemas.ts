@@ -93,6 +93,8 @@ export const RequestViewSchema = object({
     bytes: nullable(Type.Integer()),
     digest: nullable(Type.String()),
   }),
+  /** The request that this one repeats. */
+  retry_of: nullable(Uuid),
   custom_id: nullable(Type.String()),
   tags: Type.Array(Type.String()),
   warnings: Type.Array(Type.String()),

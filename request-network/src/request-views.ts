@@ -37,6 +37,7 @@ type RequestRow = {
   policy_version: number;
   cost: number;
   priority: Priority;
+  retry_of: string | null;
   custom_id: string | null;
   tags: string[];
   created_at: Date;
@@ -65,7 +66,7 @@ const SELECT = `
   select r.id, ${STATUS} as status, r.status as own_status, r.stage, r.reason_code, r.failure,
     greatest(r.known_as_of, b.sealed_at, b.handed_over_at, b.acked_at) as known_as_of,
     coalesce(${VERSION}, r.version) as version, r.dataset, r.dataset_version, r.tier,
-    r.query_digest, r.pinned_now, r.policy_version, r.cost, r.priority, r.custom_id, r.tags,
+    r.query_digest, r.pinned_now, r.policy_version, r.cost, r.priority, r.retry_of, r.custom_id, r.tags,
     r.created_at, r.expires_at, r.finished_at,
     case when b.state <> 'building' then b.id end as batch_id, b.stream, b.seq, o.batch_line,
     s.complete, s.late, s.bytes, s.sha256, s.purged_at
@@ -175,6 +176,7 @@ function toView(row: RequestRow): RequestView {
       bytes: row.bytes,
       digest: row.sha256 && `sha256:${row.sha256}`,
     },
+    retry_of: row.retry_of,
     custom_id: row.custom_id,
     tags: row.tags,
     warnings: [],

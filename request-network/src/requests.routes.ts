@@ -32,6 +32,7 @@ import {
 } from './request-schemas.js';
 import { getRequest, listRequests } from './request-views.js';
 import { MAX_BULK_LINES, cancelRequest, isFinal } from './requests.js';
+import { linkRetry, readSubmission } from './resubmissions.js';
 import { admitSubmission, viewSubmitted, type Admitted } from './submissions.js';
 import { readTimeline } from './timeline.js';
 
@@ -47,6 +48,33 @@ const NOT_FOUND = { description: 'No request of yours has this id.' };
 export function addRequestRoutes(routes: Routes<Principal>, network: RequestNetwork): void {
   const { db, clock, replica, limiter } = network;
   const onUrgent = () => network.queues.wake('export-requests');
+
+  /** Charges and stores one request; a repetition of another is linked to it. */
+  const submitOne = async (
+    call: OnceCall,
+    admit: () => Admitted,
+    retryOf: string | null = null,
+  ): Promise<Answer> => {
+    const { settings } = await replica.rules();
+    let urgent = false;
+    const answered = await answerOnce(db, call, async (handle) => {
+      const { request, checked } = admit();
+      const charged = await (retryOf === null
+        ? limiter.submit(handle, call.actor, [request])
+        : handle.transaction(async (tx) => {
+            const charge = await limiter.submit(tx, call.actor, [request]);
+            await linkRetry(tx, request.id, retryOf);
+            return charge;
+          }));
+      urgent = request.priority === 'urgent';
+      const view = { ...viewSubmitted(request, checked.warnings), retry_of: retryOf };
+      const headers = { Location: `/v1/requests/${request.id}`, ...viewHeaders(settings, view) };
+      return { status: 202, headers, charged, body: JSON.stringify(view) };
+    });
+    // Only now is it committed, and the exporter would find it.
+    if (urgent) onUrgent();
+    return answered;
+  };
 
   routes.add({
     ...WRITE,
@@ -69,23 +97,31 @@ export function addRequestRoutes(routes: Routes<Principal>, network: RequestNetw
       const traceparent = traceOf(req.headers['traceparent']);
       const admit = () => admitSubmission(rules, actor, { submission: body, now, traceparent });
       if (query.validate_only) return { status: 200, body: describeChecked(admit()) };
-      let urgent = false;
-      const run = async (handle: typeof db): Promise<Reply> => {
-        const { request, checked } = admit();
-        const charged = await limiter.submit(handle, actor, [request]);
-        urgent = request.priority === 'urgent';
-        const view = viewSubmitted(request, checked.warnings);
-        const headers = {
-          Location: `/v1/requests/${request.id}`,
-          ...viewHeaders(rules.settings, view),
-        };
-        return { status: 202, headers, charged, body: JSON.stringify(view) };
-      };
       const fingerprint = () => fingerprintOf('POST', '/v1/requests', canonicalJson(body));
-      const answered = await answerOnce(db, { req, actor, now, fingerprint }, run);
-      // Only now is it committed, and the exporter would find it.
-      if (urgent) onUrgent();
-      return answered;
+      return submitOne({ req, actor, now, fingerprint }, admit);
+    },
+  });
+
+  routes.add({
+    ...WRITE,
+    method: 'post',
+    path: '/v1/requests/{id}:resubmit',
+    summary: 'Submit a request that has ended once more, judged by the rules of now',
+    responses: {
+      202: { description: 'A new request, linked by retry_of.', schema: RequestViewSchema },
+      404: NOT_FOUND,
+      409: { description: 'It has not ended yet.' },
+      422: { description: 'The policy refuses the query now.' },
+    },
+    async handler({ req, params, actor }) {
+      const retryOf = params['id'] ?? '';
+      const rules = await replica.rules();
+      const now = clock.now();
+      const traceparent = traceOf(req.headers['traceparent']);
+      const submission = await readSubmission(db, { id: retryOf, userId: actor.userId });
+      const admit = () => admitSubmission(rules, actor, { submission, now, traceparent });
+      const fingerprint = () => fingerprintOf('POST', `/v1/requests/${retryOf}:resubmit`, '');
+      return submitOne({ req, actor, now, fingerprint }, admit, retryOf);
     },
   });
 
@@ -209,6 +245,7 @@ export function addRequestRoutes(routes: Routes<Principal>, network: RequestNetw
   });
 }
 
+type OnceCall = { req: Request; actor: Principal; now: Date; fingerprint: () => string };
 type ReadCall = Call<Principal, { wait: number }, unknown>;
 
 /** The request, at once or as soon as its version is no longer the one that the caller knows. */
@@ -262,7 +299,7 @@ function traceOf(header: string | string[] | undefined): string | null {
 /** Runs a submit: once for each Idempotency-Key, where the call has one. */
 async function answerOnce(
   db: Database,
-  call: { req: Request; actor: Principal; now: Date; fingerprint: () => string },
+  call: OnceCall,
   run: (handle: Database) => Promise<Reply>,
 ): Promise<Answer> {
   const key = idempotencyKey(call.req.headers['idempotency-key']);

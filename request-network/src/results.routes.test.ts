@@ -162,3 +162,41 @@ describe('DELETE /v1/requests/{id}/result', () => {
     expect((await purge(open)).status).to.equal(409);
   });
 });
+
+describe('POST /v1/requests/{id}:resubmit', () => {
+  const resubmit = (id: string, options = {}) =>
+    network.call(`/v1/requests/${id}:resubmit`, { method: 'POST', ...options });
+
+  it('asks the same once more, linked to the first', async () => {
+    const id = await deliver();
+    const { status, headers, body } = await resubmit(id);
+    expect(status).to.equal(202);
+    expect(body).to.include({ status: 'submitted', retry_of: id });
+    expect(headers.get('location')).to.equal(`/v1/requests/${String(body['id'])}`);
+    expect(headers.get('ratelimit')).to.be.a('string');
+    const first = (await network.call(`/v1/requests/${id}`)).body;
+    const second = (await network.call(`/v1/requests/${String(body['id'])}`)).body;
+    expect(second).to.include({ retry_of: id, query_digest: first['query_digest'] });
+    expect(first['retry_of']).to.equal(null);
+  });
+
+  it('is done once with an Idempotency-Key', async () => {
+    const id = await deliver();
+    const options = { headers: { 'idempotency-key': 'again' } };
+    const [one, two] = [await resubmit(id, options), await resubmit(id, options)];
+    expect(two.body['id']).to.equal(one.body['id']);
+    expect(two.headers.get('idempotency-replayed')).to.equal('true');
+  });
+
+  it('is refused while the request is open, to others, and without the right', async () => {
+    const open = await submit();
+    expect((await resubmit(open)).body).to.include({ code: 'result-not-ready' });
+    const id = await deliver();
+    expect((await resubmit(id, { as: network.users.bob.key })).status).to.equal(404);
+    await network.db('profile_types').update({ datasets: ['secrets'] });
+    network.replica.drop();
+    expect((await resubmit(id)).body).to.include({ code: 'dataset-forbidden' });
+    await network.db('profile_types').update({ datasets: ['claims'] });
+    network.replica.drop();
+  });
+});

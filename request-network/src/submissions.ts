@@ -102,6 +102,7 @@ export function viewSubmitted(request: NewRequest, warnings: string[]): RequestV
     finished_at: null,
     eta: null,
     result: { available: false, partial: false, late: false, bytes: null, digest: null },
+    retry_of: null,
     custom_id: request.customId,
     tags: request.tags,
     warnings,
