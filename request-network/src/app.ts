@@ -3,6 +3,7 @@ import {
   addCacheRoutes,
   addMeRoutes,
   addNoticeRoutes,
+  addAdministrationRoutes,
   addSessionRoutes,
   addStatisticsRoutes,
   createApp,
@@ -17,6 +18,7 @@ import { addKeyRoutes } from './api-keys.routes.js';
 import { VERSION, type RequestNetwork } from './network.js';
 import { countOpen } from './request-samples.js';
 import { addRequestRoutes } from './requests.routes.js';
+import { addLocalSettingRoutes } from './settings.routes.js';
 import { addResultRoutes } from './results.routes.js';
 
 /** The HTTP API of the request network. */
@@ -35,6 +37,8 @@ export function createRequestApp(network: RequestNetwork): Express {
   addRequestRoutes(routes, network);
   addResultRoutes(routes, network);
   addDatasetRoutes(routes, network);
+  addAdministrationRoutes(routes, network);
+  addLocalSettingRoutes(routes, network);
   addAuditRoutes(routes, network);
   addKeyRoutes(routes, network);
   addNoticeRoutes(routes, network);

@@ -4,26 +4,37 @@ import {
   applyProfileTypes,
   applySettings,
   applyUsers,
+  keepArrived,
+  type RecordType,
+  type RevisionKind,
 } from '@sallyport/shared';
-import type { ApplyTable } from '@sallyport/transfer';
+import type { Apply, ApplyTable } from '@sallyport/transfer';
 import type { Replica } from './replica.js';
 import { applyProgress, applyResultParts, applyResults } from './results.js';
 
 /** What the request network does with each record type that reaches it. */
 export function requestApplies(replica: Replica): ApplyTable {
   return {
-    profile_type: applyProfileTypes,
-    user: applyUsers,
+    profile_type: keeping('profile_type', 'profile-type', applyProfileTypes),
+    user: keeping('user', 'user', applyUsers),
     'user.credential': (tx, _batch, now) =>
       applyCredentials(
         tx,
         { type: 'user.credential', range: replica.settings()['argon2.range'] },
         now,
       ),
-    dataset: applyDatasets,
-    setting: applySettings,
+    dataset: keeping('dataset', 'dataset', applyDatasets),
+    setting: keeping('setting', 'setting', applySettings),
     result: applyResults,
     'result.part': applyResultParts,
     'request.progress': applyProgress,
+  };
+}
+
+/** Keeps the versions that arrive, besides applying them. */
+function keeping(type: RecordType, kind: RevisionKind, apply: Apply): Apply {
+  return async (tx, batch, now) => {
+    await keepArrived(tx, { type, kind }, now);
+    await apply(tx, batch, now);
   };
 }

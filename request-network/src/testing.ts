@@ -59,12 +59,12 @@ export type TestNetwork = RequestNetwork & {
 };
 export type TestUser = { id: string; login: string; key: string };
 export type IncomingRecord = {
-  [T in 'result' | 'result.part' | 'request.progress']: {
+  [T in 'result' | 'result.part' | 'request.progress' | 'setting']: {
     t: T;
     id: string;
     d: RecordData<T>;
   };
-}['result' | 'result.part' | 'request.progress'];
+}['result' | 'result.part' | 'request.progress' | 'setting'];
 
 const LIMITS: Limits = {
   submit_per_minute: 1_000,

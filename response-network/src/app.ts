@@ -3,6 +3,7 @@ import {
   addCacheRoutes,
   addMeRoutes,
   addNoticeRoutes,
+  addAdministrationRoutes,
   addSessionRoutes,
   addStatisticsRoutes,
   createApp,
@@ -13,10 +14,15 @@ import {
 } from '@sallyport/shared';
 import { addAuditRoutes } from '@sallyport/transfer';
 import { addOperationRoutes } from '@sallyport/transfer';
+import { readDatasetSource, viewSource } from './dataset-sources.js';
+import { addDatasetRoutes } from './datasets.routes.js';
 import { checkElastic } from './elastic/client.js';
 import { countOpen } from './execution-samples.js';
 import { VERSION, type ResponseNetwork } from './network.js';
 import { sendAccount } from './own-accounts.js';
+import { addProfileTypeRoutes } from './profile-types.routes.js';
+import { addSettingRoutes } from './settings.routes.js';
+import { addUserRoutes } from './users.routes.js';
 
 /** The HTTP API of the response network. */
 export function createResponseApp(network: ResponseNetwork): Express {
@@ -33,6 +39,14 @@ export function createResponseApp(network: ResponseNetwork): Express {
   addMeRoutes(routes, people);
   addAuditRoutes(routes, network);
   addNoticeRoutes(routes, network);
+  addAdministrationRoutes(routes, {
+    ...network,
+    sourceOf: async ({ id }) => viewSource(await readDatasetSource(db, id)),
+  });
+  addUserRoutes(routes, network);
+  addProfileTypeRoutes(routes, network);
+  addDatasetRoutes(routes, network);
+  addSettingRoutes(routes, network);
   addOperationRoutes(routes, network);
   addCacheRoutes(routes, network);
   addStatisticsRoutes(routes, { ...network, countNow: countOpen });

@@ -1,4 +1,10 @@
-import { SallyportError, requireVersion } from '@sallyport/shared';
+import {
+  actorOf,
+  requireVersion,
+  SallyportError,
+  type Clock,
+  type Principal,
+} from '@sallyport/shared';
 
 /** Who changes something, and when: every write takes one and leaves it in the audit log. */
 export type Change = {
@@ -10,6 +16,15 @@ export type Change = {
   /** The version that the change was made from; without one it is made from whatever there is. */
   expected?: number | undefined;
 };
+
+/** The change that somebody makes over HTTP. */
+export function changeBy(
+  { login, userId }: Principal,
+  clock: Clock,
+  why: Pick<Change, 'reason' | 'expected'> = {},
+): Change {
+  return { actor: actorOf({ login }), actorId: userId, now: clock.now(), ...why };
+}
 
 /** @throws SallyportError `version-conflict`. */
 export function requireExpected(found: { version: number }, { expected }: Change): void {

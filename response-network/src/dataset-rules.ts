@@ -16,7 +16,13 @@ import {
 } from '@sallyport/shared';
 import { sendRecords, type OutgoingRecord } from '@sallyport/transfer';
 import { requireExpected, type Change } from './change.js';
-import { readDatasetSource, storeDatasetSource, type DatasetSource } from './dataset-sources.js';
+import {
+  readDatasetSource,
+  storeDatasetSource,
+  viewSource,
+  type DatasetSource,
+  type SourceView,
+} from './dataset-sources.js';
 
 /** What of a dataset an admin may set; where its documents are never crosses. */
 export type DatasetChange = Partial<Omit<DatasetRecord, 'version' | 'epoch' | 'name'>> & {
@@ -88,9 +94,10 @@ export async function rollBackDataset(
   const found = await requireDataset(tx, which, change);
   const { id, epoch, disabled } = found.dataset;
   const kept = await readRevision(tx, { kind: 'dataset', id }, version);
-  const { source, ...old } = kept as DatasetRecord & { source: DatasetSource | null };
+  const { source, ...old } = kept as DatasetRecord & { source: SourceView };
   const dataset = { ...old, id, epoch, disabled, version: found.dataset.version };
-  const wanted = { dataset, source: source ?? found.source };
+  const place = source && { indexName: source.index_name, rowFilter: source.row_filter };
+  const wanted = { dataset, source: place ?? found.source };
   return replace(tx, found, wanted, 'dataset.roll-back', change);
 }
 
@@ -130,10 +137,10 @@ async function publish(
   await sendRecords(tx, 'settings', [datasetRecord(dataset)], now);
   await storeDatasets(tx, [dataset], now);
   if (source) await storeDatasetSource(tx, id, source);
-  const all = { ...data, source: source ?? null };
+  const all = { ...data, source: viewSource(source) };
   const revision = { version, at: now, actor, reason, data: all };
   await keepRevision(tx, { kind: 'dataset', id }, revision);
-  const old = before ? { ...before.dataset, source: before.source ?? null } : {};
+  const old = before ? { ...before.dataset, source: viewSource(before.source) } : {};
   const changes = auditChanges(old, { id, ...all });
   const details = { name, version, epoch, reason, ...changes };
   await appendAudit(tx, { at: now, actor, action, subject: id, details });

@@ -54,6 +54,14 @@ export async function readDatasetSource(
   return found && { indexName: found.index_name, rowFilter: found.row_filter };
 }
 
+/** A place as people and kept versions have it. */
+export type SourceView = { index_name: string; row_filter: DatasetSource['rowFilter'] } | null;
+
+/** Where the documents of a dataset are, as people see it; null when it is not known. */
+export function viewSource(source: DatasetSource | undefined): SourceView {
+  return source ? { index_name: source.indexName, row_filter: source.rowFilter } : null;
+}
+
 /** Sets where the documents of a dataset are. */
 export async function storeDatasetSource(
   tx: Transaction,

@@ -10,6 +10,19 @@ import type { SearchableDataset } from './dataset-sources.js';
 import type { ClaimedRequest } from './executions.js';
 import { wrapQuery } from './wrap-query.js';
 
+/** What of a request a judgement looks at. */
+export type JudgedRequest = Pick<
+  ClaimedRequest,
+  | 'dataset'
+  | 'dataset_version'
+  | 'policy_version'
+  | 'tier'
+  | 'query'
+  | 'query_digest'
+  | 'dataset_allowed'
+  | 'allowed_tier'
+>;
+
 /** What this network says to a request that came across: the body to search with, or a refusal. */
 export type Verdict =
   | { ok: true; indexName: string; body: string; cost: number }
@@ -22,7 +35,7 @@ const MAX_TEXT = 1_000;
  * the other network found counts for nothing.
  */
 export function judgeRequest(
-  request: ClaimedRequest,
+  request: JudgedRequest,
   searchable: SearchableDataset | undefined,
 ): Verdict {
   if (!searchable || !request.dataset_allowed) {
@@ -59,7 +72,7 @@ function refuse(code: string, detail: string, errors?: Failure['errors']): Verdi
   return { ok: false, status: 'rejected', failure };
 }
 
-function refuseQuery(error: SallyportError, request: ClaimedRequest, version: number): Verdict {
+function refuseQuery(error: SallyportError, request: JudgedRequest, version: number): Verdict {
   const versions =
     `The request was written for version ${request.dataset_version} of ${request.dataset} and ` +
     `version ${request.policy_version} of the policy; in force are ${version} and ` +

@@ -1,5 +1,6 @@
 import { rows, type Database, type Transaction } from './database.js';
 import type { DatasetRecord } from './records.js';
+import { containing } from './text.js';
 
 /** A named index or alias with its field rules; where its documents are is not part of it. */
 export type Dataset = DatasetRecord & { id: string };
@@ -23,11 +24,39 @@ export async function findDataset(db: Database, name: string): Promise<Dataset |
     .first(...COLUMNS);
 }
 
+/** The dataset of this id. */
+export async function findDatasetById(db: Database, id: string): Promise<Dataset | undefined> {
+  return db<Dataset>('datasets')
+    .where({ id })
+    .first(...COLUMNS);
+}
+
 /** All datasets by name, the disabled ones too. */
 export async function listDatasets(db: Database): Promise<Dataset[]> {
   return db<Dataset>('datasets')
     .select(...COLUMNS)
     .orderBy('name');
+}
+
+/** Datasets by name, those after the cursor; `text` stands anywhere in their texts. */
+export async function searchDatasets(
+  db: Database,
+  { text, disabled }: { text?: string | undefined; disabled?: boolean | undefined },
+  { after, limit }: { after?: string | undefined; limit: number },
+): Promise<Dataset[]> {
+  return rows<Dataset>(
+    db,
+    `select ${COLUMNS.join(', ')} from datasets
+     where name > :after and disabled = coalesce(cast(:disabled as boolean), disabled)
+       and (cast(:pattern as text) is null or name like :pattern or lower(title) like :pattern or lower(description) like :pattern)
+     order by name limit :limit`,
+    {
+      after: after ?? '',
+      disabled: disabled ?? null,
+      pattern: text === undefined ? null : containing(text),
+      limit,
+    },
+  );
 }
 
 /** Writes datasets; a stored one gives way to a greater version only. */

@@ -1,3 +1,4 @@
+export * from './administration.routes.js';
 export * from './api-keys.js';
 export * from './audit-checks.js';
 export * from './audit.js';

@@ -8,6 +8,10 @@ export const PageQuery = {
   page_token: Type.Optional(Type.String({ minLength: 1, maxLength: 1_024 })),
 };
 
+/** Which page of a list is wanted, by {@link PageQuery}, and what its tokens are bound to. */
+export type Paging = { pageSize: number; pageToken?: string | undefined; secret: Buffer };
+export type Page<T> = { items: T[]; next_page_token?: string };
+
 const MAC_BYTES = 16;
 
 /**
@@ -37,6 +41,26 @@ export function readPageToken(
   throw new SallyportError('bad-page-token', 'The page token is not one of this list.', {
     next: 'Start again without page_token, with the same filters throughout.',
   });
+}
+
+/**
+ * One page of a list that is read in the order of a text, one row more than the page holds.
+ * @throws SallyportError `bad-page-token`.
+ */
+export async function readPage<T>(
+  { pageSize, pageToken, secret }: Paging,
+  binding: string,
+  list: {
+    /** Reads up to `limit` rows that follow the cursor. */
+    read: (after: string | undefined, limit: number) => Promise<T[]>;
+    cursorOf: (row: T) => string;
+  },
+): Promise<Page<T>> {
+  const found = await list.read(readPageToken(secret, binding, pageToken), pageSize + 1);
+  const items = found.slice(0, pageSize);
+  const last = items.at(-1);
+  if (found.length <= pageSize || last === undefined) return { items };
+  return { items, next_page_token: writePageToken(secret, binding, list.cursorOf(last)) };
 }
 
 function macOf(secret: Buffer, binding: string, cursor: Buffer): Buffer {

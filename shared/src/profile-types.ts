@@ -1,5 +1,6 @@
 import { rows, type Database, type Transaction } from './database.js';
 import type { ProfileTypeRecord } from './records.js';
+import { containing } from './text.js';
 
 /** A set of rights: which datasets, how rich a query, how much. */
 export type ProfileType = ProfileTypeRecord & { id: string };
@@ -39,6 +40,27 @@ export async function listProfileTypes(db: Database): Promise<ProfileType[]> {
   return db<ProfileType>('profile_types')
     .select(...COLUMNS)
     .orderBy('name');
+}
+
+/** Profile types by name, those after the cursor; `text` stands anywhere in their texts. */
+export async function searchProfileTypes(
+  db: Database,
+  { text, disabled }: { text?: string | undefined; disabled?: boolean | undefined },
+  { after, limit }: { after?: string | undefined; limit: number },
+): Promise<ProfileType[]> {
+  return rows<ProfileType>(
+    db,
+    `select ${COLUMNS.join(', ')} from profile_types
+     where name > :after and disabled = coalesce(cast(:disabled as boolean), disabled)
+       and (cast(:pattern as text) is null or name like :pattern or lower(description) like :pattern)
+     order by name limit :limit`,
+    {
+      after: after ?? '',
+      disabled: disabled ?? null,
+      pattern: text === undefined ? null : containing(text),
+      limit,
+    },
+  );
 }
 
 /** Writes profile types; a stored one gives way to a greater version only. */

@@ -1,5 +1,6 @@
 import { rows, type Database, type Transaction } from './database.js';
 import { SallyportError } from './errors.js';
+import type { RecordType } from './records.js';
 
 /** What has versions that are kept. */
 export type RevisionKind = 'user' | 'profile-type' | 'dataset' | 'setting';
@@ -27,6 +28,25 @@ export async function keepRevision(
   });
 }
 
+/** Keeps what the records of one type in `incoming` say, as versions of things. */
+export async function keepArrived(
+  tx: Transaction,
+  { type, kind }: { type: RecordType; kind: RevisionKind },
+  now: Date,
+): Promise<void> {
+  const [id, data] =
+    kind === 'setting'
+      ? [`d->>'key'`, `jsonb_build_object('value', d->'value')`]
+      : ['id::text', 'd'];
+  await rows(
+    tx,
+    `insert into revisions (kind, id, version, at, actor, reason, data)
+     select ?, ${id}, (d->>'version')::integer, ?, 'worker:import-batches', null, ${data}
+     from incoming where t = ? on conflict do nothing`,
+    [kind, now, type],
+  );
+}
+
 /** The versions of a thing below `before`, newest first. */
 export async function listRevisions(
   db: Database,
@@ -36,7 +56,8 @@ export async function listRevisions(
   return rows<Revision>(
     db,
     `select version, at, actor, reason from revisions
-     where kind = ? and id = ? and version < ? order by version desc limit ?`,
+     where kind = ? and id = ? and version < cast(? as bigint)
+     order by version desc limit ?`,
     [kind, id, before, limit],
   );
 }

@@ -5,3 +5,8 @@
 export function shorten(text: string, maxLength: number): string {
   return text.slice(0, maxLength).replaceAll(/\p{Surrogate}/gu, '\ufffd');
 }
+
+/** The pattern of SQL's `like` for texts in small letters that contain this one. */
+export function containing(text: string): string {
+  return `%${text.toLowerCase().replace(/[\\%_]/g, '\\$&')}%`;
+}

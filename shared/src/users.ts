@@ -2,6 +2,7 @@ import { rows, type Database, type Transaction } from './database.js';
 import { SallyportError } from './errors.js';
 import type { NetworkName, RecordData, Role, RoleGrant, UserRecord } from './records.js';
 import type { Argon2Range } from './settings.js';
+import { containing } from './text.js';
 
 /** Somebody with an account; the id is the same on both networks. */
 export type User = UserRecord & { id: string };
@@ -55,6 +56,53 @@ export async function findUser(db: Database, id: string): Promise<User | undefin
 /** All users by login name, the disabled ones too. */
 export async function listUsers(db: Database): Promise<User[]> {
   return (await rows<UserRow>(db, `${SELECT_USERS} order by u.login`)).map(toUser);
+}
+
+/** What users are narrowed to. */
+export type UserFilter = {
+  /** Anywhere in the login name, the display name or the e-mail address, in capitals or not. */
+  text?: string | undefined;
+  disabled?: boolean | undefined;
+  /** `network:role`. */
+  role?: string | undefined;
+  /** By name. */
+  profileType?: string | undefined;
+};
+
+/** A user as administrators see it. */
+export type ListedUser = User & { profileType: string | null; createdAt: Date; updatedAt: Date };
+
+/** Users by login name, those after the cursor; `id` finds one. */
+export async function searchUsers(
+  db: Database,
+  { text, disabled, role, profileType, id }: UserFilter & { id?: string | undefined },
+  { after, limit }: { after?: string | undefined; limit: number },
+): Promise<ListedUser[]> {
+  type ListedRow = UserRow & Pick<ListedUser, 'profileType' | 'createdAt' | 'updatedAt'>;
+  const found = await rows<ListedRow>(
+    db,
+    `select listed.*, p.name as "profileType", u.created_at as "createdAt",
+       u.updated_at as "updatedAt"
+     from (${SELECT_USERS}) listed join users u on u.id = listed.id
+     left join profile_types p on p.id = u.profile_type_id
+     where u.login > :after and u.id = coalesce(cast(:id as uuid), u.id)
+       and (cast(:pattern as text) is null or u.login like :pattern
+         or lower(u.display_name) like :pattern or lower(u.email) like :pattern)
+       and u.disabled = coalesce(cast(:disabled as boolean), u.disabled)
+       and (cast(:role as text) is null or :role = any(u.roles))
+       and (cast(:profileType as text) is null or p.name = :profileType)
+     order by u.login limit :limit`,
+    {
+      after: after ?? '',
+      id: id ?? null,
+      pattern: text === undefined ? null : containing(text),
+      disabled: disabled ?? null,
+      role: role ?? null,
+      profileType: profileType ?? null,
+      limit,
+    },
+  );
+  return found.map((row) => ({ ...row, ...toUser(row) }));
 }
 
 /** The roles of a user on one network. */
