@@ -4,6 +4,8 @@ import { join } from 'node:path';
 import pg from 'pg';
 import { migrate, openDatabase, type Database } from './database.js';
 
+export * from './testing-access.js';
+
 export type TestDatabase = { db: Database; url: string; drop(): Promise<void> };
 
 // Databases given back and emptied, by template: making one takes up to a second, emptying it a few
