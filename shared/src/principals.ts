@@ -105,11 +105,19 @@ export function openPrincipals(options: PrincipalsOptions): Principals {
   };
 
   const flush = async () => {
-    const minutes = [...used].map(
+    const noted = [...used];
+    used.clear();
+    if (noted.length === 0) return;
+    const minutes = noted.map(
       ([id, at]) => [id, new Date(Math.floor(at.getTime() / MINUTE_MS) * MINUTE_MS)] as const,
     );
-    used.clear();
-    if (minutes.length > 0) await keys?.noteUsed(new Map(minutes));
+    try {
+      await keys?.noteUsed(new Map(minutes));
+    } catch (error) {
+      // The next time will do, unless the key was used again meanwhile.
+      for (const [id, at] of noted) if (!used.has(id)) used.set(id, at);
+      throw error;
+    }
   };
   const timer = setInterval(() => {
     flush().catch((err: unknown) => log.warn({ err }, 'could not note which keys were used'));
