@@ -183,6 +183,16 @@ describe('an API key', () => {
     }
   });
 
+  it('can be made for every scope that a route names, and for no other', async () => {
+    const { body } = await network.call('/openapi.json', { as: null });
+    type Operation = { security?: { apiKey?: string[] }[] };
+    const operations = Object.values(body['paths'] as Record<string, Record<string, Operation>>);
+    const named = operations
+      .flatMap((each) => Object.values(each))
+      .flatMap(({ security = [] }) => security.flatMap(({ apiKey = [] }) => apiKey));
+    expect([...new Set(named)]).to.have.members(SCOPES);
+  });
+
   it('gets the same answer unknown, mistyped, expired, disabled and revoked', async () => {
     const ends = new Date(network.time.now.getTime() + SECOND_MS).toISOString();
     const expired = await make({ expires_at: ends });

@@ -4,11 +4,26 @@ import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { newId, rows, storeUsers, type User } from '@sallyport/shared';
 import { createTestDatabase, eventually, type TestDatabase } from '@sallyport/shared/testing';
 import { ConfigSchema } from './config.js';
 
 const BIN = fileURLToPath(new URL('../bin/sallyport-request.js', import.meta.url));
 const EXAMPLE = fileURLToPath(new URL('../.env.example', import.meta.url));
+const ADA: User = {
+  id: newId(),
+  version: 1,
+  login: 'ada',
+  profile_type_id: newId(),
+  roles: [{ network: 'request', role: 'user' }],
+  disabled: false,
+  must_change_password: false,
+  profile_version: 0,
+  display_name: 'Ada',
+  email: null,
+  language: null,
+  notices: {},
+};
 let test: TestDatabase;
 let folder: string;
 
@@ -82,6 +97,28 @@ describe('sallyport-request', () => {
     const { code, stderr } = await run(['api-key', 'create', 'nobody']);
     expect(code).to.equal(6);
     expect(stderr).to.match(/^not-found: /);
+  });
+
+  it('makes, lists and revokes API keys, with a reason', async () => {
+    await test.db.transaction((tx) => storeUsers(tx, [ADA], new Date()));
+    const json = async (...args: string[]) =>
+      JSON.parse((await run(['api-key', ...args, '--json'])).stdout) as Record<string, unknown>;
+    const made = await json('create', 'ada', '--scopes', 'requests:read', '--days', '30');
+    expect(made['key']).to.match(/^sp_live_/);
+    expect(made['scopes']).to.deep.equal(['requests:read']);
+    const id = String(made['id']);
+    expect((await run(['api-key', 'revoke', id])).code).to.equal(2);
+    const { items } = await json('ls', '--login', 'ada', '--state', 'active');
+    expect((items as object[])[0]).to.include({ id, login: 'ada' });
+    const revoked = await run(['api-key', 'revoke', id, '--reason', 'lost']);
+    expect(revoked.stdout).to.contain(' revoked ');
+    const [entry] = await rows<{ actor: string; details: object }>(
+      test.db,
+      'select * from audit_log where subject = ? order by position desc limit 1',
+      [id],
+    );
+    expect(entry?.actor).to.match(/^cli:/);
+    expect(entry?.details).to.include({ login: 'ada', reason: 'lost' });
   });
 
   it('serves and works until it is told to stop, and then ends clean', async () => {
