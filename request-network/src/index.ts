@@ -1,4 +1,5 @@
 export { createRequestApp } from './app.js';
+export { lookUpKeys } from './api-key-look-ups.js';
 export { SCOPES } from './api-keys.js';
 export { requestApplies } from './apply.js';
 export { ConfigSchema, readEnvironment, type Config } from './config.js';

@@ -6,6 +6,7 @@ import { crossingBenchmark } from './benchmarks/crossing.js';
 import { executionBenchmark } from './benchmarks/execution.js';
 import { filesBenchmark } from './benchmarks/files.js';
 import { firstAnswerBenchmark } from './benchmarks/first-answer.js';
+import { keyAuthBenchmark } from './benchmarks/key-auth.js';
 import { mediaBenchmark } from './benchmarks/media.js';
 import { memoryBenchmark } from './benchmarks/memory.js';
 import { smallBatchesBenchmark } from './benchmarks/small-batches.js';
@@ -19,6 +20,7 @@ import { startServices, type Services } from './development-services.js';
  */
 const BENCHMARKS: readonly Benchmark[] = [
   submitBenchmark,
+  keyAuthBenchmark,
   batchesBenchmark,
   smallBatchesBenchmark,
   filesBenchmark,

@@ -130,7 +130,8 @@ export async function until(
   }
 }
 
-function median(values: number[]): number {
+/** The middle of the values. */
+export function median(values: number[]): number {
   const sorted = values.toSorted((a, b) => a - b);
   return ((sorted[(sorted.length - 1) >> 1] ?? NaN) + (sorted[sorted.length >> 1] ?? NaN)) / 2;
 }
