@@ -2,7 +2,6 @@ import { expect } from 'chai';
 import { findUserByLogin, newId, type Role } from '@sallyport/shared';
 import {
   ADMINISTER,
-  ANY_ROLE,
   COMMON_ROUTES,
   OVERSEE,
   USER,
@@ -25,7 +24,6 @@ const OWN_KEY: Access = { ...USER, own: 'key' };
 /** Every route of this network, and who may call it. */
 const ROUTES: AccessTable = {
   ...COMMON_ROUTES,
-  'GET /v1/me': { ...ANY_ROLE, scope: 'requests:read' },
   'GET /v1/datasets': READ,
   'GET /v1/requests': READ,
   'POST /v1/requests': WRITE,
@@ -36,6 +34,7 @@ const ROUTES: AccessTable = {
   'GET /v1/requests/{id}/response': { ...RESULT, ...OWN_REQUEST },
   'DELETE /v1/requests/{id}/result': { ...WRITE, ...OWN_REQUEST },
   'POST /v1/requests/{id}:cancel': { ...WRITE, ...OWN_REQUEST },
+  'POST /v1/requests/{id}:resubmit': { ...WRITE, ...OWN_REQUEST },
   'GET /v1/me/keys': USER,
   'POST /v1/me/keys': USER,
   'GET /v1/me/keys/{id}': OWN_KEY,
@@ -47,6 +46,8 @@ const ROUTES: AccessTable = {
   'POST /v1/admin/keys/{id}:disable': ADMINISTER,
   'POST /v1/admin/keys/{id}:enable': ADMINISTER,
   'POST /v1/admin/keys/{id}:revoke': ADMINISTER,
+  'PUT /v1/admin/settings/{key}/local': ADMINISTER,
+  'DELETE /v1/admin/settings/{key}/local': ADMINISTER,
 };
 
 describe('who may call which route of the request network', () => {
@@ -55,7 +56,6 @@ describe('who may call which route of the request network', () => {
     table: ROUTES,
     call: network.call,
     tokenOf: network.tokenOf,
-    params: {},
   });
   before(async () => {
     network = await openTestNetwork();

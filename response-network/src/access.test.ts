@@ -1,5 +1,6 @@
 import { expect } from 'chai';
 import {
+  ADMINISTER,
   COMMON_ROUTES,
   findWrongAccess,
   listOperations,
@@ -10,6 +11,26 @@ import { openTestApi, type TestApi } from './testing.js';
 /** Every route of this network, and who may call it. */
 const ROUTES: AccessTable = {
   ...COMMON_ROUTES,
+  'POST /v1/admin/users': ADMINISTER,
+  'PATCH /v1/admin/users/{id}': ADMINISTER,
+  'POST /v1/admin/users/{id}:disable': ADMINISTER,
+  'POST /v1/admin/users/{id}:enable': ADMINISTER,
+  'POST /v1/admin/users/{id}:roll-back': ADMINISTER,
+  'POST /v1/admin/profile-types': ADMINISTER,
+  'PATCH /v1/admin/profile-types/{id}': ADMINISTER,
+  'POST /v1/admin/profile-types/{id}:disable': ADMINISTER,
+  'POST /v1/admin/profile-types/{id}:enable': ADMINISTER,
+  'POST /v1/admin/profile-types/{id}:roll-back': ADMINISTER,
+  'POST /v1/admin/datasets': ADMINISTER,
+  'PATCH /v1/admin/datasets/{id}': ADMINISTER,
+  'POST /v1/admin/datasets/{id}:disable': ADMINISTER,
+  'POST /v1/admin/datasets/{id}:enable': ADMINISTER,
+  'POST /v1/admin/datasets/{id}:roll-back': ADMINISTER,
+  'POST /v1/admin/users/{id}:end-sessions': ADMINISTER,
+  'POST /v1/admin/users/{id}:reset-password': ADMINISTER,
+  'PUT /v1/admin/settings/{key}': ADMINISTER,
+  'POST /v1/admin/settings/{key}:unset': ADMINISTER,
+  'POST /v1/admin/settings/{key}:roll-back': ADMINISTER,
 };
 
 describe('who may call which route of the response network', () => {
