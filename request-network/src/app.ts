@@ -15,6 +15,7 @@ import { addOperationRoutes } from '@sallyport/transfer';
 import { sendAccount } from './account-records.js';
 import { addDatasetRoutes } from './datasets.routes.js';
 import { addKeyRoutes } from './api-keys.routes.js';
+import { addLimitRoutes } from './limits.routes.js';
 import { VERSION, type RequestNetwork } from './network.js';
 import { countOpen } from './request-samples.js';
 import { addRequestRoutes } from './requests.routes.js';
@@ -39,6 +40,7 @@ export function createRequestApp(network: RequestNetwork): Express {
   addDatasetRoutes(routes, network);
   addAdministrationRoutes(routes, network);
   addLocalSettingRoutes(routes, network);
+  addLimitRoutes(routes, network);
   addAuditRoutes(routes, network);
   addKeyRoutes(routes, network);
   addNoticeRoutes(routes, network);

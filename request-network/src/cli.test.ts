@@ -148,6 +148,12 @@ describe('sallyport', () => {
     expect(waiting.code).to.equal(8);
   });
 
+  it('shows what may still be submitted', async () => {
+    const { code, stdout } = await run(['limits']);
+    expect(code).to.equal(0);
+    expect(stdout).to.match(/^minute +normal +\d+ +1000 +1100 +armed$/m);
+  });
+
   it('makes, lists, rotates and revokes keys', async () => {
     type Made = { id: string; key: string; limits: object; overlap_s: number };
     const make = async (...args: string[]) =>

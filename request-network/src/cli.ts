@@ -16,6 +16,8 @@ import { callApi, callJson } from './cli-client.js';
 import { currentSession, loginUrl, saveSession, type CliSession } from './cli-config.js';
 import { keyCommands } from './cli-keys.js';
 import { ask, describeProgress, endProgress, readInput, showProgress } from './cli-terminal.js';
+import type { LimitsView } from './limit-reads.js';
+import { windowTable } from './limit-tables.js';
 import type { RequestPage, RequestView } from './request-schemas.js';
 
 const WAIT_S = 20;
@@ -126,6 +128,20 @@ const commands: Commands = {
         ? `${me.profile_type.name}, tier ${me.profile_type.tier}, datasets: ${me.profile_type.datasets.join(', ') || 'none'}`
         : 'no rights yet';
       return { text: `${me.login} (${me.roles.join(', ')}): ${rights}`, data: me };
+    },
+  },
+  limits: {
+    usage: 'limits',
+    does: 'Shows what you may still submit.',
+    async run() {
+      const view = await callJson<LimitsView>(await currentSession(), '/v1/me/limits');
+      const { open_requests: open, stored_bytes: stored, blocked } = view;
+      const lines = [
+        windowTable(view.windows),
+        `${open.used} of ${open.limit} requests open, ${stored.used} of ${stored.limit} bytes kept`,
+        ...(blocked ? [`Blocked by an administrator: ${blocked.reason}`] : []),
+      ];
+      return { text: lines.join('\n'), data: view };
     },
   },
   datasets: {

@@ -29,6 +29,8 @@ export type Limiter = {
     principal: Principal,
     requests: NewRequest[],
   ): Promise<Record<string, string>>;
+  /** The time that limits are read at: null is the clock of the database. */
+  at(): Date | null;
   /** Lets everybody try again: limits may have changed. */
   drop(): void;
   /** Writes down how often users were refused; also runs by itself now and then. */
@@ -108,16 +110,18 @@ export function openLimiter({ db, clock, log, limiterClock }: LimiterOptions): L
   const timer = setInterval(() => void flushQuietly(), FLUSH_MS);
   timer.unref();
 
+  const at = () => limiterClock?.now() ?? null;
+
   return {
+    at,
     flush,
     async submit(handle, principal, requests) {
       requireFree(principal.userId);
-      const at = limiterClock?.now() ?? null;
       const [only] = requests;
       const charge =
         requests.length === 1 && only
-          ? await submitRequest(handle, principal, only, { at })
-          : await submitMany(handle, principal, requests, { at });
+          ? await submitRequest(handle, principal, only, { at: at() })
+          : await submitMany(handle, principal, requests, { at: at() });
       const windows = viewWindows(charge);
       if (!isRefused(charge)) return limitHeaders(windows);
       noteRefusal(principal.userId, windows);

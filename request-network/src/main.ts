@@ -17,6 +17,7 @@ import { apiKeyCommands } from './api-key-commands.js';
 import { createRequestApp } from './app.js';
 import { requestApplies } from './apply.js';
 import { readEnvironment } from './config.js';
+import { limitCommands } from './limit-commands.js';
 import { MIGRATIONS, foldersOf, openNetwork, type RequestNetwork } from './network.js';
 import { startRequestWorkers } from './worker.js';
 
@@ -42,6 +43,7 @@ const commands: Commands = {
   ...administrationCommands(installation),
   ...apiKeyCommands(installation),
   ...cacheCommands((use) => withNetwork(installation(), use)),
+  ...limitCommands(installation),
 };
 
 function installation(): Installation<RequestNetwork> {
