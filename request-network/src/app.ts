@@ -6,6 +6,7 @@ import {
   addAdministrationRoutes,
   addSessionRoutes,
   addStatisticsRoutes,
+  authorizationOf,
   createApp,
   createRoutes,
   pingDatabase,
@@ -25,7 +26,7 @@ import { addResultRoutes } from './results.routes.js';
 /** The HTTP API of the request network. */
 export function createRequestApp(network: RequestNetwork): Express {
   const { db, log, principals } = network;
-  const routes = createRoutes((req) => principals.authenticate(req.headers.authorization));
+  const routes = createRoutes((req) => principals.authenticate(authorizationOf(req)));
   const people = {
     ...network,
     network: 'request' as const,
@@ -51,6 +52,7 @@ export function createRequestApp(network: RequestNetwork): Express {
     title: 'Sallyport request network',
     version: VERSION,
     log,
+    config: network.config,
     routes: [routes],
     readiness: [{ name: 'database', required: true, check: () => pingDatabase(db) }],
   });

@@ -118,6 +118,37 @@ describe('sessions', () => {
     await network.db('users').where(who).update({ must_change_password: false });
   });
 
+  it('of a console live in cookies that no script can read, and leave with the log-out', async () => {
+    const own = { 'sec-fetch-site': 'same-origin' };
+    const body = { login: 'ada', password: PASSWORD, cookie: true };
+    const refused = await network.call('/v1/sessions', { as: null, body });
+    expect(refused.body).to.include({ status: 403, code: 'cross-site' });
+    const opened = await network.call('/v1/sessions', { as: null, body, headers: own });
+    expect(opened.body).to.have.keys('expires_at', 'refresh_expires_at', 'must_change_password');
+    const cookies = (answer: { headers: Headers }) => answer.headers.getSetCookie();
+    for (const each of cookies(opened)) {
+      expect(each).to.match(/^__Host-sallyport.*; Path=\/; HttpOnly; Secure; SameSite=Strict; Max/);
+    }
+    const jar = (answer: { headers: Headers }) => ({
+      cookie: cookies(answer)
+        .map((each) => each.split(';')[0])
+        .join('; '),
+    });
+    const headers = { ...own, ...jar(opened) };
+    expect((await network.call('/v1/me', { as: null, headers })).status).to.equal(200);
+    const path = '/v1/sessions:refresh';
+    const foreign = await network.call(path, { as: null, body: {}, headers: jar(opened) });
+    expect(foreign.body).to.include({ code: 'cross-site' });
+    const next = await network.call(path, { as: null, body: {}, headers });
+    expect(next.body).to.have.keys('expires_at', 'refresh_expires_at');
+    const current = { as: null, method: 'DELETE', headers: { ...own, ...jar(next) } };
+    const gone = await network.call('/v1/sessions/current', current);
+    expect(cookies(gone)).to.satisfy((all: string[]) =>
+      all.every((each) => /=;.*Max-Age=0/.test(each)),
+    );
+    expect((await network.call('/v1/me', { as: null, headers: jar(next) })).status).to.equal(401);
+  });
+
   it('of an API key are none: keys neither list nor end sessions', async () => {
     for (const method of ['GET', 'DELETE']) {
       const answer = await network.call('/v1/sessions', { method });

@@ -6,6 +6,7 @@ import {
   addAdministrationRoutes,
   addSessionRoutes,
   addStatisticsRoutes,
+  authorizationOf,
   createApp,
   createRoutes,
   pingDatabase,
@@ -27,7 +28,7 @@ import { addUserRoutes } from './users.routes.js';
 /** The HTTP API of the response network. */
 export function createResponseApp(network: ResponseNetwork): Express {
   const { db, elastic, log, principals } = network;
-  const routes = createRoutes((req) => principals.authenticate(req.headers.authorization));
+  const routes = createRoutes((req) => principals.authenticate(authorizationOf(req)));
   const people = {
     ...network,
     network: 'response' as const,
@@ -54,6 +55,7 @@ export function createResponseApp(network: ResponseNetwork): Express {
     title: 'Sallyport response network',
     version: VERSION,
     log,
+    config: network.config,
     routes: [routes],
     readiness: [
       { name: 'postgresql', required: true, check: () => pingDatabase(db) },

@@ -10,6 +10,7 @@ const HTTP_CODES = {
   'role-missing': [403, 'Your role does not allow this'],
   'dataset-forbidden': [403, 'You have no right to this dataset'],
   'tier-forbidden': [403, 'Your tier does not allow this'],
+  'cross-site': [403, 'The call came from another site'],
   'password-change-required': [403, 'Change your password first'],
   'approval-same-person': [403, 'A second person must decide this'],
   'plain-results': [403, 'Readable results are not given out here'],

@@ -401,7 +401,11 @@ describe('createApp', () => {
     expect(cancel?.['parameters']).to.deep.equal([
       { name: 'id', in: 'path', required: true, schema: { type: 'string', format: 'uuid' } },
     ]);
-    expect(cancel?.['security']).to.deep.equal([{ session: [] }, { apiKey: ['read'] }]);
+    expect(cancel?.['security']).to.deep.equal([
+      { session: [] },
+      { console: [] },
+      { apiKey: ['read'] },
+    ]);
     const create = document.paths['/v1/things']?.['post'];
     expect(create?.['requestBody']).to.deep.equal({
       required: true,

@@ -9,6 +9,7 @@ import type { AddressInfo } from 'node:net';
 import type { Duplex } from 'node:stream';
 import express, { type Express, type Request, type Response, type Router } from 'express';
 import { SallyportError } from './errors.js';
+import { admitBrowsers, type BrowserConfig } from './http-browsers.js';
 import { bareProblem, callState, sendProblem, sendProblemPage, sendText } from './http-problems.js';
 import type { Actor, Routes, RouteSummary } from './http-routes.js';
 import { newId } from './ids.js';
@@ -22,6 +23,7 @@ export type AppOptions = {
   title: string;
   version: string;
   log: Log;
+  config?: BrowserConfig;
   routes: readonly Pick<Routes<Actor>, 'router' | 'summaries'>[];
   readiness?: readonly ReadinessCheck[];
   /** Served after the API: the console's files. */
@@ -51,8 +53,8 @@ export function createApp(options: AppOptions): Express {
   app.disable('x-powered-by');
   app.disable('etag');
   app.set('query parser', 'simple');
-  app.set('trust proxy', false);
   app.use(beginCall(log));
+  admitBrowsers(app, options.config ?? {});
   for (const { router } of routes) app.use(router);
   const serve = (path: string, answer: (req: Request, res: Response) => unknown) =>
     app.get(path, async (req, res) => {

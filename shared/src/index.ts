@@ -16,6 +16,7 @@ export * from './datasets.js';
 export * from './errors.js';
 export * from './etags.js';
 export * from './http-body.js';
+export * from './http-browsers.js';
 export * from './http-problems.js';
 export * from './http-routes.js';
 export * from './http.js';

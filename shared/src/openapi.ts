@@ -60,6 +60,7 @@ export function buildOpenApi(info: ApiInfo, routes: readonly RouteSummary[]) {
       },
       securitySchemes: {
         session: { type: 'http', scheme: 'bearer', bearerFormat: 'JWT' },
+        console: { type: 'apiKey', in: 'cookie', name: '__Host-sallyport' },
         apiKey: {
           type: 'http',
           scheme: 'bearer',
@@ -94,7 +95,8 @@ function describeRoute(route: RouteSummary) {
 
 function describeSecurity({ roles, scope }: RouteSummary): Record<string, string[]>[] {
   if (roles === 'public') return [];
-  return scope === undefined ? [{ session: [] }] : [{ session: [] }, { apiKey: [scope] }];
+  const sessions = [{ session: [] }, { console: [] }];
+  return scope === undefined ? sessions : [...sessions, { apiKey: [scope] }];
 }
 
 function describePath({ path, params }: RouteSummary) {

@@ -1,12 +1,14 @@
-import type { Request } from 'express';
+import type { Request, Response } from 'express';
 import { Type } from 'typebox';
 import { actorOf } from './audit.js';
 import type { Database } from './database.js';
+import { refreshCookieOf, requireSameOrigin, setSessionCookies } from './http-browsers.js';
 import type { Routes } from './http-routes.js';
 import { logIn } from './logins.js';
 import { IDENTITY_CHANGED, notifyChanged } from './network-events.js';
 import type { Principal, Principals } from './principals.js';
 import { ROLES, Timestamp, Uuid } from './records.js';
+import { unauthenticated } from './session-tokens.js';
 import {
   endSessions,
   listSessions,
@@ -26,11 +28,12 @@ export type SessionContext = Omit<SessionIssuer, 'settings'> & {
   sendAccount: SendAccount;
 };
 
+/** In cookies there are no tokens in the answer. */
 const TokensSchema = Type.Object({
-  token: Type.String(),
-  token_type: Type.Unsafe<'Bearer'>({ type: 'string', enum: ['Bearer'] }),
+  token: Type.Optional(Type.String()),
+  token_type: Type.Optional(Type.Unsafe<'Bearer'>({ type: 'string', enum: ['Bearer'] })),
   expires_at: Timestamp,
-  refresh_token: Type.String(),
+  refresh_token: Type.Optional(Type.String()),
   refresh_expires_at: Timestamp,
 });
 const SessionSchema = Type.Object({
@@ -51,17 +54,27 @@ const SessionListSchema = Type.Object({
   ),
 });
 
+type Ending = { req: Request; res: Response; actor: Principal };
+
 /** Logging in and out, the same on both networks. */
 export function addSessionRoutes(routes: Routes<Principal>, context: SessionContext): void {
   const { db, clock, principals } = context;
   const issuer = async () => ({ ...context, settings: await context.settings() });
-  const end = async (actor: Principal, which: { id?: string }) => {
+  const end = async ({ req, res, actor }: Ending, which: { id?: string }) => {
     const ended = { where: { ...which, userId: actor.userId }, actor: actorOf(actor) };
     await db.transaction((tx) =>
       endSessions(tx, { ...ended, action: 'session.end', now: clock.now() }),
     );
     principals.drop();
     await notifyChanged(db, IDENTITY_CHANGED);
+    if (refreshCookieOf(req) !== undefined) setSessionCookies(res, null, clock.now());
+    return { status: 204 };
+  };
+  const hand = (res: Response, tokens: SessionTokens, cookie: boolean) => {
+    const { token, refresh_token, token_type, ...times } = viewTokens(tokens);
+    if (!cookie) return { token, token_type, refresh_token, ...times };
+    setSessionCookies(res, tokens, clock.now());
+    return times;
   };
 
   routes.addPublic({
@@ -72,6 +85,9 @@ export function addSessionRoutes(routes: Routes<Principal>, context: SessionCont
       {
         login: Type.String({ minLength: 1, maxLength: 64 }),
         password: Type.String({ minLength: 1, maxLength: 1_024 }),
+        cookie: Type.Optional(
+          Type.Boolean({ description: 'For a console: the tokens come in cookies instead.' }),
+        ),
       },
       { additionalProperties: false },
     ),
@@ -82,11 +98,12 @@ export function addSessionRoutes(routes: Routes<Principal>, context: SessionCont
       },
       401: { description: 'Name or password are wrong.' },
     },
-    async handler({ req, body }) {
-      const attempt = { ...body, origin: originOf(req) };
+    async handler({ req, res, body: { cookie = false, ...proof } }) {
+      if (cookie) requireSameOrigin(req);
+      const attempt = { ...proof, origin: originOf(req) };
       const { user, ...tokens } = await logIn(db, attempt, await issuer());
       const { must_change_password } = user;
-      return { status: 201, body: { ...viewTokens(tokens), must_change_password } };
+      return { status: 201, body: { ...hand(res, tokens, cookie), must_change_password } };
     },
   });
 
@@ -95,7 +112,7 @@ export function addSessionRoutes(routes: Routes<Principal>, context: SessionCont
     path: '/v1/sessions:refresh',
     summary: 'Change a refresh token for the next pair of tokens; each is good once',
     body: Type.Object(
-      { refresh_token: Type.String({ minLength: 1, maxLength: 200 }) },
+      { refresh_token: Type.Optional(Type.String({ minLength: 1, maxLength: 200 })) },
       { additionalProperties: false },
     ),
     responses: {
@@ -103,9 +120,13 @@ export function addSessionRoutes(routes: Routes<Principal>, context: SessionCont
       401: { description: 'The session is over; a token used before has ended it.' },
       409: { description: 'Another call has just used it.' },
     },
-    async handler({ body }) {
-      const tokens = await refreshSession(db, body.refresh_token, await issuer());
-      return { status: 200, body: viewTokens(tokens) };
+    async handler({ req, res, body }) {
+      const cookie = body.refresh_token === undefined;
+      if (cookie) requireSameOrigin(req);
+      const given = body.refresh_token ?? refreshCookieOf(req);
+      if (given === undefined) throw unauthenticated();
+      const tokens = await refreshSession(db, given, await issuer());
+      return { status: 200, body: hand(res, tokens, cookie) };
     },
   });
 
@@ -131,10 +152,7 @@ export function addSessionRoutes(routes: Routes<Principal>, context: SessionCont
     roles: ROLES,
     beforePasswordChange: true,
     responses: { 204: { description: 'The session is over.' } },
-    async handler({ actor }) {
-      await end(actor, actor.sessionId === null ? {} : { id: actor.sessionId });
-      return { status: 204 };
-    },
+    handler: (call) => end(call, call.actor.sessionId === null ? {} : { id: call.actor.sessionId }),
   });
 
   routes.add({
@@ -144,10 +162,7 @@ export function addSessionRoutes(routes: Routes<Principal>, context: SessionCont
     roles: ROLES,
     beforePasswordChange: true,
     responses: { 204: { description: 'All your sessions are over.' } },
-    async handler({ actor }) {
-      await end(actor, {});
-      return { status: 204 };
-    },
+    handler: (call) => end(call, {}),
   });
 }
 
