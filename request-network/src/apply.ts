@@ -3,12 +3,12 @@ import {
   applyDatasets,
   applyProfileTypes,
   applySettings,
-  applyUsers,
   keepArrived,
   type RecordType,
   type RevisionKind,
 } from '@sallyport/shared';
 import type { Apply, ApplyTable } from '@sallyport/transfer';
+import { applyUsersKeepingAdmins } from './kept-admins.js';
 import type { Replica } from './replica.js';
 import { applyProgress, applyResultParts, applyResults } from './results.js';
 
@@ -16,7 +16,7 @@ import { applyProgress, applyResultParts, applyResults } from './results.js';
 export function requestApplies(replica: Replica): ApplyTable {
   return {
     profile_type: keeping('profile_type', 'profile-type', applyProfileTypes),
-    user: keeping('user', 'user', applyUsers),
+    user: keeping('user', 'user', applyUsersKeepingAdmins),
     'user.credential': (tx, _batch, now) =>
       applyCredentials(
         tx,

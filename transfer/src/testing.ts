@@ -24,6 +24,7 @@ export { readCandidate } from './receiving/candidate.js';
 export { listBadMedia } from './carrying/carrier.js';
 export { unfreezeStream } from './receiving/freezes.js';
 export { revokeFarKey, rotateKeys } from './keys/key-rotation.js';
+export { decideApproval, listApprovals } from './custody/approvals.js';
 export { readLinkStatus } from './custody/link-status.js';
 export { readMedia } from './carrying/media-read.js';
 export { writeMedia } from './carrying/media-write.js';

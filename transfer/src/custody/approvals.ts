@@ -13,15 +13,18 @@ import { isSamePerson, requirePerson } from './people.js';
 import { approveRelease, findQuarantined, requireReleasable } from '../receiving/quarantine.js';
 import { findWithdrawable, withdrawBatch } from '../sending/withdrawals.js';
 
-/** What needs two people: to withdraw a number, to release a quarantined file, to let numbers jump. */
-export type Act = 'withdraw' | 'release' | 'jump';
+/**
+ * What needs two people: to withdraw a number, to release a quarantined file, to let numbers jump; and
+ * one, besides the importer that asks: to apply a batch that it holds.
+ */
+export type Act = 'withdraw' | 'release' | 'jump' | 'apply';
 
 export type Approval = {
   id: string;
   act: Act;
   /**
-   * One text per thing: `requests 1 7` (stream, epoch, number), `epoch 9` or the id of a quarantined
-   * file.
+   * One text per thing: `requests 1 7` (stream, epoch, number), `epoch 9`, the id of a quarantined
+   * file, or the digest of a held batch.
    */
   subject: string;
   details: Record<string, unknown>;
@@ -54,6 +57,8 @@ const EFFECTS: Record<Act, Effect> = {
     const { stream, epoch, seq } = parseNumber(subject);
     return stream === 'epoch' ? allowEpoch(tx, epoch) : allowJump(tx, { stream, epoch, seq });
   },
+  // The next import finds it approved.
+  apply: () => Promise.resolve(),
 };
 
 const COLUMNS = `id, act, subject, details, reason, asked_by, asked_at, decision, decided_by,
@@ -216,6 +221,7 @@ export function describeAct({
   subject,
 }: Pick<Approval, 'act' | 'subject'>): [act: string, about: string] {
   if (act === 'release') return ['release', `file ${subject}`];
+  if (act === 'apply') return ['apply', `batch ${subject.slice(0, 12)}`];
   const { stream, epoch, seq } = parseNumber(subject);
   if (stream === 'epoch') return ['allow', `epoch ${epoch}`];
   const name = act === 'withdraw' ? 'write-off' : 'allow';

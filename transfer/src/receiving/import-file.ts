@@ -9,6 +9,7 @@ import {
   requireValidKey,
   type Candidate,
 } from './candidate.js';
+import { askAboutHeld } from './held.js';
 import { describe, isBatchError, place, type FileReport } from './import-report.js';
 import {
   claimedPath,
@@ -53,6 +54,7 @@ export async function importFile(
     }
     const postponed = postpone(error);
     const failure = inInbox ? await growOld(importer, path, postponed) : postponed;
+    if (failure.code === 'WAIT_APPROVAL') await askAboutHeld(db, node, failure);
     if (inInbox && failure.code === 'WAIT_APPROVAL') await callForPerson(importer, path, failure);
     // For those who look at the link: it waits for a card, or for a key change.
     if (inInbox && failure.code === 'WAIT_KEY') {
