@@ -4,6 +4,7 @@ import {
   addMeRoutes,
   addNoticeRoutes,
   addAdministrationRoutes,
+  addQueueRoutes,
   addSessionRoutes,
   addStatisticsRoutes,
   authorizationOf,
@@ -11,8 +12,7 @@ import {
   createRoutes,
   pingDatabase,
 } from '@sallyport/shared';
-import { addAuditRoutes } from '@sallyport/transfer';
-import { addOperationRoutes } from '@sallyport/transfer';
+import { addAuditRoutes, addOperationRoutes } from '@sallyport/transfer';
 import { sendAccount } from './account-records.js';
 import { addDatasetRoutes } from './datasets.routes.js';
 import { addKeyRoutes } from './api-keys.routes.js';
@@ -48,6 +48,7 @@ export function createRequestApp(network: RequestNetwork): Express {
   addOperationRoutes(routes, network);
   addCacheRoutes(routes, network);
   addStatisticsRoutes(routes, { ...network, countNow: countOpen });
+  addQueueRoutes(routes, network.queueAdmin);
   return createApp({
     title: 'Sallyport request network',
     version: VERSION,

@@ -1,6 +1,7 @@
 import { fileURLToPath } from 'node:url';
 import {
   accessQueues,
+  changeLocalSetting,
   listen,
   loadSessionKey,
   openDatabase,
@@ -11,6 +12,7 @@ import {
   type Database,
   type Log,
   type QueueAccess,
+  type QueueAdmin,
   type SessionKey,
   CACHE_CHANNEL,
   CHANGED_CHANNEL,
@@ -78,6 +80,7 @@ export type RequestNetwork = {
   apiKeySecret: Buffer;
   pageSecret: Buffer;
   queues: QueueAccess;
+  queueAdmin: QueueAdmin;
   close(): Promise<void>;
 };
 
@@ -122,6 +125,16 @@ export async function openNetwork(
       prefix: 'sallyport-request',
       log,
     });
+    const queueAdmin: QueueAdmin = {
+      ...{ db, clock, queues, network: 'request' },
+      cadences: {
+        read: async (name) => (await replica.rules()).settings[`schedule.${name}`],
+        async set(tx, { name, seconds, actor, reason }) {
+          const wanted = { key: `schedule.${name}`, value: seconds, reason };
+          await changeLocalSetting(tx, wanted, { actor, now: clock.now() });
+        },
+      },
+    };
     const waiters = createWaiters(db, log);
     const counters = openCounters(db, { clock, log });
     const cache = await openCache({
@@ -202,6 +215,7 @@ export async function openNetwork(
       apiKeySecret,
       pageSecret: pageSecretOf(apiKeySecret),
       queues,
+      queueAdmin,
       async close() {
         await queues.close();
         await principals.close();

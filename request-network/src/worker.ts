@@ -1,4 +1,5 @@
 import {
+  keepJournal,
   pruneSessions,
   maintainCache,
   startWorkers,
@@ -43,6 +44,7 @@ export async function startRequestWorkers(network: RequestNetwork): Promise<Clos
     queues,
     workers: { ...requestWorkers(network), 'import-batches': importAndObey },
     cadence: async (name) => (await replica.rules()).settings[`schedule.${name}`] * 1_000,
+    journal: keepJournal(db, network.clock),
     log,
   });
   const watcher = watchInbox(node, () => void queues.wake('import-batches'));

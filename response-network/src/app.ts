@@ -4,6 +4,7 @@ import {
   addMeRoutes,
   addNoticeRoutes,
   addAdministrationRoutes,
+  addQueueRoutes,
   addSessionRoutes,
   addStatisticsRoutes,
   authorizationOf,
@@ -13,8 +14,7 @@ import {
   startServer,
   type ClosingStep,
 } from '@sallyport/shared';
-import { addAuditRoutes } from '@sallyport/transfer';
-import { addOperationRoutes } from '@sallyport/transfer';
+import { addAuditRoutes, addOperationRoutes } from '@sallyport/transfer';
 import { readDatasetSource, viewSource } from './dataset-sources.js';
 import { addDatasetRoutes } from './datasets.routes.js';
 import { checkElastic } from './elastic/client.js';
@@ -51,6 +51,7 @@ export function createResponseApp(network: ResponseNetwork): Express {
   addOperationRoutes(routes, network);
   addCacheRoutes(routes, network);
   addStatisticsRoutes(routes, { ...network, countNow: countOpen });
+  addQueueRoutes(routes, network.queueAdmin);
   return createApp({
     title: 'Sallyport response network',
     version: VERSION,

@@ -30,6 +30,7 @@ import {
   type Log,
   type Principals,
   type QueueAccess,
+  type QueueAdmin,
   type SessionKey,
   type Settings,
 } from '@sallyport/shared';
@@ -49,6 +50,7 @@ import { responseRules } from './lost-results.js';
 import { applyOwnCredentials, applyOwnProfiles } from './own-accounts.js';
 import { applyCancellations, applyRequests } from './requests.js';
 import { outrankForgotten } from './restored-state.js';
+import { changeSetting } from './setting-rules.js';
 import { snapshotsBy } from './snapshots.js';
 
 /** Everything a process of this network works with, opened once. */
@@ -64,6 +66,7 @@ export type ResponseNetwork = OpenNetwork & {
   sessionKey: SessionKey;
   pageSecret: Buffer;
   queues: QueueAccess;
+  queueAdmin: QueueAdmin;
   /** As of the last {@link refreshSettings}. */
   settings(): Settings;
   refreshSettings(): Promise<Settings>;
@@ -178,6 +181,16 @@ export async function openNetwork(
       issuer: node.name,
       hearsChanges: () => listener.connected(),
     });
+    const queueAdmin: QueueAdmin = {
+      ...{ db, clock, queues, network: 'response' },
+      cadences: {
+        read: async (name) => (await refreshSettings())[`schedule.${name}`],
+        async set(tx, { name, seconds, actor, reason }) {
+          const wanted = { key: `schedule.${name}`, value: seconds };
+          await changeSetting(tx, wanted, { actor, reason, now: clock.now() });
+        },
+      },
+    };
     return {
       config,
       db,
@@ -191,6 +204,7 @@ export async function openNetwork(
       sessionKey,
       pageSecret,
       queues,
+      queueAdmin,
       settings: () => settings,
       refreshSettings,
       async close() {

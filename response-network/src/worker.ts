@@ -1,4 +1,5 @@
 import {
+  keepJournal,
   listen,
   listWorkers,
   pruneSessions,
@@ -43,6 +44,7 @@ export async function startWork(network: ResponseNetwork): Promise<ClosingStep> 
     queues,
     workers: workersOf(network, executor, queues),
     cadence: async (name) => (await network.refreshSettings())[`schedule.${name}`] * 1_000,
+    journal: keepJournal(network.db, network.clock),
     log,
   });
   const execute = () => {

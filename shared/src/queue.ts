@@ -9,11 +9,14 @@ export type WorkerQueue = Pick<
   BullQueue,
   | 'add'
   | 'close'
+  | 'drain'
   | 'getJobCounts'
   | 'getJobScheduler'
+  | 'getJobs'
   | 'isPaused'
   | 'on'
   | 'pause'
+  | 'removeJobScheduler'
   | 'resume'
   | 'setGlobalConcurrency'
   | 'upsertJobScheduler'
@@ -29,8 +32,9 @@ export type WorkerStatus = {
   next: Date | null;
   /** Runs in progress now, in whatever process. */
   running: number;
-  /** Runs that are due and wait for their turn. */
+  /** Runs that are due and wait for their turn, and since when the first of them. */
   waiting: number;
+  oldest: Date | null;
 };
 
 /** Where workers are woken, from any process of the network; the workers run where they are started. */
@@ -69,6 +73,7 @@ export type QueueStore = {
 
 const CLOSE_LIMIT_MS = 3_000;
 const WAKE_LIMIT_MS = 5_000;
+const MAX_WAITING = 100;
 /** The job that the schedule of a queue adds; also the id of that schedule. */
 export const TICK = 'tick';
 /** No finished job is kept, so that none can stand in the way of the next. */
@@ -122,19 +127,28 @@ async function wake(queue: WorkerQueue, name: WorkerName, log: Log): Promise<voi
 }
 
 async function readStatus(name: WorkerName, queue: WorkerQueue): Promise<WorkerStatus> {
-  const [paused, scheduler, counts] = await Promise.all([
+  const [paused, scheduler, counts, waiting] = await Promise.all([
     queue.isPaused(),
     queue.getJobScheduler(TICK),
-    queue.getJobCounts('active', 'waiting'),
+    queue.getJobCounts('active'),
+    listWaiting(queue),
   ]);
+  const times = waiting.map(({ timestamp, delay: delayMs }) => timestamp + delayMs);
   return {
     name,
     paused,
     cadence: scheduler?.every ?? scheduler?.pattern ?? null,
     next: scheduler?.next ? new Date(scheduler.next) : null,
     running: counts['active'] ?? 0,
-    waiting: counts['waiting'] ?? 0,
+    waiting: waiting.length,
+    oldest: times.length > 0 ? new Date(Math.min(...times)) : null,
   };
+}
+
+/** The runs that wait; the counts leave those of a paused queue out on one of the backends. */
+export async function listWaiting(queue: WorkerQueue) {
+  // Ticks and wakes are never more than one each.
+  return queue.getJobs(['waiting'], 0, MAX_WAITING);
 }
 
 function limit(milliseconds: number): Promise<void> {

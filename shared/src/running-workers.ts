@@ -1,6 +1,7 @@
 import { SallyportError } from './errors.js';
 import type { Log } from './log.js';
 import { KEEP_NOTHING, TICK, type Queues } from './queue.js';
+import type { WorkerJournal } from './worker-states.js';
 import { WORKERS, type Cadence, type WorkerName } from './workers.js';
 
 /** One run of a worker: it does what there is to do, and stops early when the signal fires. */
@@ -12,6 +13,8 @@ export type WorkerOptions = {
   /** Asked at the start and in every sweep, so that a changed setting takes effect by itself. */
   cadence: (name: WorkerName) => Cadence | Promise<Cadence>;
   log: Log;
+  /** Where runs and signs of life are written down, and which schedules rest is read. */
+  journal?: WorkerJournal;
   /** How often lost schedules are looked for and put back. */
   sweepMs?: number;
   /** After the death of a process, another takes over within about twice this time. */
@@ -29,7 +32,13 @@ export type RunningWorkers = {
   close(limitMs?: number): Promise<void>;
 };
 
-type Run = { name: WorkerName; run: WorkerRun; timeLimitMs: number; graceMs: number };
+type Run = {
+  name: WorkerName;
+  run: WorkerRun;
+  timeLimitMs: number;
+  graceMs: number;
+  journal: WorkerJournal | undefined;
+};
 
 const DRAIN_LIMIT_MS = 12_000;
 /** So late, or so far beyond its cadence, no tick is that will still come. */
@@ -41,18 +50,22 @@ const EARLY_SWEEP_MS = 5_000;
  * itself, however many processes have started it.
  */
 export async function startWorkers(options: WorkerOptions): Promise<RunningWorkers> {
-  const { queues, log, sweepMs = 30_000, lockMs = 30_000, graceMs = 5_000 } = options;
+  const { queues, log, journal, sweepMs = 30_000, lockMs = 30_000, graceMs = 5_000 } = options;
   const names = Object.keys(options.workers) as WorkerName[];
   const closing = new AbortController();
 
   const sweep = async () => {
-    for (const name of names) await ensureSchedule(queues, name, await options.cadence(name));
+    await journal?.alive(names);
+    const resting = await journal?.pausedSchedules();
+    for (const name of names) {
+      await keepSchedule(queues, name, resting?.has(name) ? null : await options.cadence(name));
+    }
   };
   await sweep();
   const loops = names.map((name) => {
     const run = options.workers[name] as WorkerRun;
     const timeLimitMs = options.timeLimitMs ?? WORKERS[name].timeLimitMs;
-    const process = limitRuns({ name, run, timeLimitMs, graceMs }, closing.signal, log);
+    const process = limitRuns({ name, run, timeLimitMs, graceMs, journal }, closing.signal, log);
     const locks = { lockDuration: lockMs, stalledInterval: Math.ceil(lockMs / 2) };
     const loop = queues.consume(name, process, locks);
     const warn = limitWarnings(name, log);
@@ -81,18 +94,27 @@ export async function startWorkers(options: WorkerOptions): Promise<RunningWorke
       const giveUp = new Promise((resolve) => setTimeout(resolve, limitMs + graceMs).unref());
       await Promise.race([closed, giveUp]);
       clearTimeout(abort);
+      await journal?.gone().catch((err: unknown) => log.debug({ err }, 'end was not noted'));
     },
   };
 }
 
 /**
- * Makes the schedule of a worker what it should be; touches nothing when it is already. A run that is
+ * Makes the schedule of a worker what it should be, null for none; touches nothing when it is already. A run that is
  * under way while its schedule changes writes the old next time back, and a process that ends at the
  * wrong moment can leave a tick that nobody takes: both are seen from the next time and mended.
  */
-async function ensureSchedule(queues: Queues, name: WorkerName, cadence: Cadence): Promise<void> {
+export async function keepSchedule(
+  queues: Pick<Queues, 'queue'>,
+  name: WorkerName,
+  cadence: Cadence | null,
+): Promise<void> {
   const queue = queues.queue(name);
   await queue.setGlobalConcurrency(1);
+  if (cadence === null) {
+    await queue.removeJobScheduler(TICK);
+    return;
+  }
   const found = await queue.getJobScheduler(TICK);
   if (found && (found.every ?? found.pattern) === cadence) {
     const counts = await queue.getJobCounts('active', 'waiting', 'delayed');
@@ -118,8 +140,13 @@ function isPlausible(next: number | undefined, cadence: Cadence): boolean {
 
 /** Wraps a run in its time limit; the wrapper rejects when the run failed or took too long. */
 function limitRuns(spec: Run, closing: AbortSignal, log: Log): () => Promise<void> {
-  const { name, run, timeLimitMs, graceMs } = spec;
+  const { name, run, timeLimitMs, graceMs, journal } = spec;
   let stuck = false;
+  const noteEnd = async (startedAt: number, error?: Error) => {
+    await journal
+      ?.ended({ name, ms: elapsed(startedAt), error })
+      .catch((err: unknown) => log.debug({ err, worker: name }, 'run was not noted'));
+  };
   return async () => {
     const startedAt = performance.now();
     const overdue = new AbortController();
@@ -146,9 +173,11 @@ function limitRuns(spec: Run, closing: AbortSignal, log: Log): () => Promise<voi
       await Promise.race([ended, givenUp]);
       overdue.signal.throwIfAborted();
       log.debug({ worker: name, ms: elapsed(startedAt) }, 'worker run ended');
+      await noteEnd(startedAt);
     } catch (err) {
       const level = closing.aborted ? 'debug' : 'warn';
       log[level]({ err, worker: name, ms: elapsed(startedAt) }, 'worker run failed');
+      if (!closing.aborted) await noteEnd(startedAt, err as Error);
       throw err;
     } finally {
       timers.forEach((timer) => clearTimeout(timer));

@@ -19,11 +19,13 @@ import {
   type Database,
   type Log,
   type NetworkName,
+  type QueueAdmin,
 } from '@sallyport/shared';
 import type { ApplyTable } from '../receiving/apply.js';
 import { auditCommands } from './audit-commands.js';
 import { batchCommands } from './batch-commands.js';
 import { auditCommand, decisionCommands, describeFile, type UseNode } from './decision-commands.js';
+import { queueCommands } from './queue-commands.js';
 import { sealNow } from '../sending/seal-now.js';
 import { importBatches, type ImportReport } from '../receiving/import.js';
 import { keyCommands, requireName } from './key-commands.js';
@@ -34,7 +36,12 @@ import { makeFolders, type Folders, type Node } from '../node.js';
 import { commandLineActor } from '../open-node.js';
 
 /** What a network has open while it runs. */
-export type OpenNetwork = { db: Database; node: Node; close(): Promise<void> };
+export type OpenNetwork = {
+  db: Database;
+  node: Node;
+  queueAdmin: QueueAdmin;
+  close(): Promise<void>;
+};
 
 /** What the commands that both networks share need to know of one; `Opened` is what it works with. */
 export type Installation<Opened extends OpenNetwork> = {
@@ -149,6 +156,7 @@ export function administrationCommands<Opened extends OpenNetwork>(
     ...healingCommands(used),
     ...decisionCommands(used),
     ...batchCommands(used),
+    ...queueCommands((use) => opened(({ queueAdmin }) => use(queueAdmin))),
     ...auditCommands(used),
   };
 }

@@ -124,7 +124,7 @@ function opened(
   network: RequestNetwork | ResponseNetwork,
   { url, workers, applies: table }: { url: string; workers: Workers; applies: ApplyTable },
 ): Omit<Opened, 'close'> {
-  const { db, node, log } = network;
+  const { db, node, queueAdmin, log } = network;
   const commands = administrationCommands(() => ({
     role: side,
     program: `sallyport-${side}`,
@@ -133,7 +133,7 @@ function opened(
     folders: node.folders,
     nodeName: node.name,
     log,
-    open: () => Promise.resolve({ db, node, close: () => Promise.resolve() }),
+    open: () => Promise.resolve({ db, node, queueAdmin, close: () => Promise.resolve() }),
     applies: () => table,
     serve: never,
     work: never,
