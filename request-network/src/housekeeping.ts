@@ -6,6 +6,7 @@ import {
   type Log,
   type Settings,
   notifyChanged,
+  pruneNotices,
 } from '@sallyport/shared';
 import { recallRecord } from '@sallyport/transfer';
 import { dropEndedKeys, warnOfExpiry } from './api-key-expiry.js';
@@ -29,9 +30,10 @@ export async function keepHouse(
     .delete();
   const keysExpiring = await warnOfExpiry(db, now);
   const keysDropped = await dropEndedKeys(db, now);
+  const notices = await pruneNotices(db, { now, days: settings['retention.notices_days'] });
   const orphans = await dropOrphans(db, now);
   if (expired + late > 0) await notifyChanged(db, 'requests');
-  const done = { expired, late, orphans, idempotencyKeys, keysExpiring, keysDropped };
+  const done = { expired, late, orphans, notices, idempotencyKeys, keysExpiring, keysDropped };
   if (Object.values(done).some((count) => count > 0)) log.info(done, 'kept house');
 }
 

@@ -1,6 +1,8 @@
 import { expect } from 'chai';
-import { addNotices, newId, type NewNotice } from '@sallyport/shared';
+import { addNotices, newId, pruneNotices, type NewNotice } from '@sallyport/shared';
 import { openTestNetwork, type TestNetwork } from './testing.js';
+
+const DAY_MS = 86_400_000;
 
 let network: TestNetwork;
 let tokens: Record<'ada' | 'bob' | 'admin' | 'auditor', string>;
@@ -128,6 +130,22 @@ describe('POST /v1/me/notices:read', () => {
   it('refuses a body that names neither ids nor all, both, or more', async () => {
     const bodies = [{}, { ids: [newId()], all: true }, { all: false }, { all: true, who: 'bob' }];
     for (const body of bodies) expect((await read('ada', body)).status).to.equal(422);
+  });
+});
+
+describe('pruneNotices', () => {
+  it('drops what is older than its days, and a mark only when nothing needs it', async () => {
+    const ages = [91, 90, 1].map((days) => new Date(network.time.now.getTime() - days * DAY_MS));
+    for (const at of ages) await write(noticeTo('ada', at.toISOString(), { at }));
+    const at = ages[2] as Date;
+    const marked = noticeTo('bob', 'once', { at, dedupe: { key: 'k', withinMs: 7 * DAY_MS } });
+    await write(marked);
+    const prune = (days: number) => pruneNotices(network.db, { now: network.time.now, days });
+    expect([await prune(90), await prune(90)]).to.deep.equal([1, 0]);
+    expect(await titlesOf('ada')).to.have.length(2);
+    expect(await prune(0)).to.equal(3);
+    await write({ ...marked, at: network.time.now });
+    expect(await titlesOf('bob')).to.deep.equal([]);
   });
 });
 

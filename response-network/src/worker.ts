@@ -2,6 +2,7 @@ import {
   keepJournal,
   listen,
   listWorkers,
+  pruneNotices,
   pruneSessions,
   maintainCache,
   startWorkers,
@@ -126,7 +127,9 @@ export function workersOf(
       const freed = await freeExpiredLeases(db, clock.now());
       const { expired } = await expireRequests(db, clock.now());
       await pruneSessions(db, clock.now());
+      const { 'retention.notices_days': days } = network.settings();
       const pruned =
+        (await pruneNotices(db, { now: clock.now(), days })) +
         (await pruneStore(db, node)) +
         (await pruneOutbox(db, node)) +
         (await pruneCustody(db, node)) +

@@ -42,6 +42,11 @@ export type NoticePage<T> = { items: T[]; next_page_token?: string };
 type Paging = { pageSize: number; pageToken?: string | undefined; secret: Buffer };
 type Placed = { position: number };
 
+const DAY_MS = 86_400_000;
+const PRUNED = 10_000;
+/** Longer than any notice asks not to be repeated. */
+const MARKED_DAYS = 60;
+
 /** Writes notices; one that its `dedupe` holds back is left out. */
 export async function addNotices(tx: Transaction, notices: readonly NewNotice[]): Promise<void> {
   if (notices.length === 0) return;
@@ -153,6 +158,31 @@ export async function listSentNotices(
     { recipient, kind, severity, unread, before: before ?? null, limit: paging.pageSize + 1 },
   );
   return pageOf(found, { ...paging, binding });
+}
+
+/**
+ * Drops notices that are older than so many days, and what keeps old ones from being repeated; a
+ * bounded number in one run. Answers how many notices went.
+ */
+export async function pruneNotices(
+  db: Database,
+  { now, days }: { now: Date; days: number },
+): Promise<number> {
+  const before = (age: number) => new Date(now.getTime() - age * DAY_MS);
+  await rows(
+    db,
+    `delete from notice_marks where (recipient, kind, key) in (
+       select recipient, kind, key from notice_marks where at < ? order by at limit ${PRUNED})`,
+    [before(Math.max(days, MARKED_DAYS))],
+  );
+  const pruned = await rows(
+    db,
+    `delete from notices where id in (
+       select id from notices where at < ? order by at limit ${PRUNED})
+     returning id`,
+    [before(days)],
+  );
+  return pruned.length;
 }
 
 // A kind that its reader never chose channels for comes in the application.
