@@ -157,7 +157,6 @@ export function sendProblemPage(req: Request, res: Response, code?: string): voi
   );
   const page = `<!doctype html><html lang="en"><meta charset="utf-8"><title>${code ?? 'Problems'}</title>
 <h1>${code ?? 'Problems'}</h1><table><tr><th>Status<th>Code<th>Meaning${rows.join('')}</table>`;
-  res.setHeader('Content-Security-Policy', "default-src 'none'");
   sendText(res, 200, 'text/html; charset=utf-8', page);
 }
 

@@ -330,6 +330,8 @@ describe('createApp', () => {
     expect(answer.headers.get('etag')).to.equal(null);
     expect(answer.headers.get('cache-control')).to.equal('no-store');
     expect(answer.headers.get('x-content-type-options')).to.equal('nosniff');
+    expect(answer.headers.get('content-security-policy')).to.contain("frame-ancestors 'none'");
+    expect(answer.headers.get('referrer-policy')).to.equal('no-referrer');
   });
 
   it('logs one line per call: the route, never the path', async () => {

@@ -163,6 +163,9 @@ function beginCall(log: Log) {
     res.setHeader('X-Request-Id', requestId);
     res.setHeader('Cache-Control', 'no-store');
     res.setHeader('X-Content-Type-Options', 'nosniff');
+    // Nothing here is a page that loads anything; one that is says so itself.
+    res.setHeader('Content-Security-Policy', "default-src 'none'; frame-ancestors 'none'");
+    res.setHeader('Referrer-Policy', 'no-referrer');
     const trace = req.headers['traceparent'];
     if (typeof trace === 'string' && TRACEPARENT.test(trace)) res.setHeader('traceparent', trace);
     const sentBefore = req.socket.bytesWritten;
