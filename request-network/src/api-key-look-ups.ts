@@ -76,7 +76,8 @@ const FIND_BY_KEY = {
 // Not only the key before it: that one may have been rotated without ever being used.
 const NOTE_FIRST_USE = `
   with recursive used as (
-    update api_keys set first_used_at = :at where id = :id and first_used_at is null
+    update api_keys set first_used_at = :at
+    where id = :id and first_used_at is null and revoked_at is null
     returning rotated_from, overlap_s
   ), replaced as (
     select rotated_from as id, overlap_s, 1 as depth from used where rotated_from is not null

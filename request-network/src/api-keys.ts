@@ -18,6 +18,7 @@ import {
 export const SCOPES = ['requests:read', 'requests:write', 'results:read'] as const;
 export type Scope = (typeof SCOPES)[number];
 
+/** How a key stands; only an active one lets anybody in. */
 export const KEY_STATES = ['active', 'disabled', 'expired', 'revoked'] as const;
 export type KeyState = (typeof KEY_STATES)[number];
 

@@ -102,7 +102,8 @@ export async function rotateKey(
 ): Promise<NewKey> {
   const { id, owner, overlapS, at, actor } = wanted;
   await lockOwner(tx, owner.userId);
-  const old = await readKey(tx, { id, userId: owner.userId }, at);
+  // Locked, so that an administrator cannot disable it meanwhile.
+  const old = await readKey(tx, { id, userId: owner.userId }, at, 'lock');
   requireRotatable(old);
   const unused = await revokeUnused(tx, old, at);
   await requireRoom(tx, owner.userId, at);
