@@ -11,14 +11,16 @@ import {
   createApp,
   createRoutes,
   pingDatabase,
+  queueBoard,
 } from '@sallyport/shared';
-import { addAuditRoutes, addOperationRoutes } from '@sallyport/transfer';
+import { addAuditRoutes, addHealthRoutes, addOperationRoutes } from '@sallyport/transfer';
 import { sendAccount } from './account-records.js';
 import { addDatasetRoutes } from './datasets.routes.js';
 import { addKeyRoutes } from './api-keys.routes.js';
 import { addLimitRoutes } from './limits.routes.js';
 import { VERSION, type RequestNetwork } from './network.js';
 import { countOpen } from './request-samples.js';
+import { addRequestAdminRoutes } from './request-admin.routes.js';
 import { addRequestRoutes } from './requests.routes.js';
 import { addLocalSettingRoutes } from './settings.routes.js';
 import { addResultRoutes } from './results.routes.js';
@@ -26,7 +28,9 @@ import { addResultRoutes } from './results.routes.js';
 /** The HTTP API of the request network. */
 export function createRequestApp(network: RequestNetwork): Express {
   const { db, log, principals } = network;
-  const routes = createRoutes((req) => principals.authenticate(authorizationOf(req)));
+  const authenticate = (req: Parameters<typeof authorizationOf>[0]) =>
+    principals.authenticate(authorizationOf(req));
+  const routes = createRoutes(authenticate);
   const people = {
     ...network,
     network: 'request' as const,
@@ -49,12 +53,15 @@ export function createRequestApp(network: RequestNetwork): Express {
   addCacheRoutes(routes, network);
   addStatisticsRoutes(routes, { ...network, countNow: countOpen });
   addQueueRoutes(routes, network.queueAdmin);
+  addRequestAdminRoutes(routes, network);
+  addHealthRoutes(routes, { ...network, version: VERSION, services: [] });
   return createApp({
     title: 'Sallyport request network',
     version: VERSION,
     log,
     config: network.config,
     routes: [routes],
+    routers: [queueBoard(network.queues, authenticate)],
     readiness: [{ name: 'database', required: true, check: () => pingDatabase(db) }],
   });
 }

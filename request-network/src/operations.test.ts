@@ -180,6 +180,53 @@ describe('operations of the request network', () => {
     expect((records.body['items'] as unknown[])[0]).to.include({ id, fate: 'orphan' });
   });
 
+  it('searches the requests of all users, without a result', async () => {
+    const custom = { dataset: 'claims', query: QUERY, custom_id: 'row-7', tags: ['blue'] };
+    const mine = await red.call('/v1/requests', { body: custom });
+    const bobs = await red.call('/v1/requests', { as: red.users.bob.key, body: custom });
+    const ids = async (query: string) => {
+      const { body } = await as('auditor', `/v1/admin/requests?${query}`);
+      return (body['items'] as { id: string }[]).map(({ id }) => id);
+    };
+    expect(await ids('custom_id=row-7')).to.have.members([mine.body['id'], bobs.body['id']]);
+    expect(await ids('login=bob')).to.deep.equal([bobs.body['id']]);
+    expect(await ids('login=nobody')).to.deep.equal([]);
+    expect(await ids('text=row-7&tag=blue&login=ada')).to.deep.equal([mine.body['id']]);
+    expect(await ids(`digest=${String(mine.body['query_digest'])}&login=bob`)).to.have.length(1);
+    const { body } = await as('operator', `/v1/admin/requests/${String(bobs.body['id'])}`);
+    expect(body['user']).to.deep.equal({ id: red.users.bob.id, login: 'bob' });
+    expect((body['timeline'] as { event: string }[])[0]?.event).to.equal('submitted');
+    expect((await as('user', '/v1/admin/requests')).status).to.equal(403);
+    expect((await as('admin', '/v1/admin/requests?who=bob')).body['code']).to.equal(
+      'unknown-field',
+    );
+  });
+
+  it('tells its health in detail, to those who run it', async () => {
+    const { body } = await as('auditor', '/healthz');
+    expect(body['database']).to.include({ ok: true });
+    expect(body['queues']).to.include({ ok: true, store: 'postgresql' });
+    expect(body['disks']).to.have.property('inbox').that.includes({ ok: true });
+    expect(body['schedules']).to.be.an('array').that.is.not.empty;
+    expect((await as('user', '/healthz')).status).to.equal(403);
+    expect((await red.call('/healthz', { as: null })).status).to.equal(401);
+  });
+
+  it('shows the queues in a browser, from this host alone, and lets nobody change them', async () => {
+    const page = await as('admin', '/admin/queues/');
+    expect(page.status, page.text).to.equal(200);
+    expect(page.text).to.not.match(/(?:href|src)="https?:/);
+    expect(page.headers.get('content-security-policy')).to.contain("default-src 'none'");
+    const queues = await as('auditor', '/admin/queues/api/queues');
+    expect(queues.text).to.contain('export-requests');
+    const change = await as('admin', '/admin/queues/api/queues/export-requests/pause', {});
+    expect(change.body['code']).to.equal('method-not-allowed');
+    expect((await as('user', '/admin/queues/')).status).to.equal(403);
+    expect((await red.call('/admin/queues/', { as: null })).status).to.equal(401);
+    const outside = await as('admin', '/admin/queues/static/..%2f..%2f..%2fpackage.json');
+    expect(outside.text).to.not.contain('"dependencies"');
+  });
+
   it('answers users and reviewers 403, and auditors where something would change', async () => {
     const { id } = await seal();
     for (const path of ['/v1/batches', `/v1/batches/${id}/file`, '/v1/link', '/v1/quarantine']) {

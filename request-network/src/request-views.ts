@@ -20,7 +20,8 @@ import type {
 } from './request-schemas.js';
 import { notFound } from './requests.js';
 
-type RequestRow = {
+/** A request as it is read with its batch and result. */
+export type RequestRow = {
   id: string;
   status: RequestStatus;
   own_status: RequestStatus;
@@ -62,7 +63,8 @@ const STATUS = `case when r.status <> 'submitted' then r.status
   else r.status end`;
 const VERSION = `r.version + case when b.state <> 'building' then b.version else 0 end`;
 const FROM = `from requests r ${BATCH_OF_REQUEST} left join results s on s.request_id = r.id`;
-const SELECT = `
+/** Reads requests `r` with their batches `b` and results `s`. */
+export const REQUEST_SELECT = `
   select r.id, ${STATUS} as status, r.status as own_status, r.stage, r.reason_code, r.failure,
     greatest(r.known_as_of, b.sealed_at, b.handed_over_at, b.acked_at) as known_as_of,
     coalesce(${VERSION}, r.version) as version, r.dataset, r.dataset_version, r.tier,
@@ -71,7 +73,7 @@ const SELECT = `
     case when b.state <> 'building' then b.id end as batch_id, b.stream, b.seq, o.batch_line,
     s.complete, s.late, s.bytes, s.sha256, s.purged_at
   ${FROM}`;
-const GET = { name: 'get_request', text: `${SELECT} where r.id = $1 and r.user_id = $2` };
+const GET = { name: 'get_request', text: `${REQUEST_SELECT} where r.id = $1 and r.user_id = $2` };
 
 /**
  * A request of the user.
@@ -113,8 +115,26 @@ export async function listRequests(
   const { filter, pageSize } = options;
   const binding = `${caller.userId} ${createHash('sha256').update(JSON.stringify(filter)).digest('hex')}`;
   const after = readPageToken(caller.secret, binding, options.pageToken);
-  const conditions: [string, unknown][] = [['r.user_id = ?', caller.userId]];
+  const conditions = conditionsOf(filter);
+  conditions.push(['r.user_id = ?', caller.userId]);
   if (after) conditions.push(['r.id < ?::uuid', after]);
+  const found = await rows<RequestRow>(
+    db,
+    `${REQUEST_SELECT} where ${conditions.map(([sql]) => sql).join(' and ')}
+     order by r.id desc limit ${pageSize + 1}`,
+    conditions.map(([, value]) => value as string),
+  );
+  const items = found.slice(0, pageSize).map(toView);
+  const last = items.at(-1);
+  if (found.length <= pageSize || !last) return { items };
+  return { items, next_page_token: writePageToken(caller.secret, binding, last.id) };
+}
+
+/** The conditions of a filter, each with its value. */
+export function conditionsOf(filter: {
+  [Key in keyof RequestFilter]?: RequestFilter[Key] | undefined;
+}): [sql: string, value: unknown][] {
+  const conditions: [string, unknown][] = [];
   if (filter.status) conditions.push([`${STATUS} = any(?)`, filter.status]);
   if (filter.dataset) conditions.push(['r.dataset = ?', filter.dataset]);
   if (filter.custom_id) conditions.push(['r.custom_id = ?', filter.custom_id]);
@@ -127,19 +147,11 @@ export async function listRequests(
       `%${filter.text.replace(/[\\%_]/g, '\\$&')}%`,
     ]);
   }
-  const found = await rows<RequestRow>(
-    db,
-    `${SELECT} where ${conditions.map(([sql]) => sql).join(' and ')}
-     order by r.id desc limit ${pageSize + 1}`,
-    conditions.map(([, value]) => value as string),
-  );
-  const items = found.slice(0, pageSize).map(toView);
-  const last = items.at(-1);
-  if (found.length <= pageSize || !last) return { items };
-  return { items, next_page_token: writePageToken(caller.secret, binding, last.id) };
+  return conditions;
 }
 
-function toView(row: RequestRow): RequestView {
+/** A request as it is answered. */
+export function toView(row: RequestRow): RequestView {
   return {
     id: row.id,
     status: row.status,

@@ -11,14 +11,16 @@ import {
   createApp,
   createRoutes,
   pingDatabase,
+  queueBoard,
   startServer,
   type ClosingStep,
 } from '@sallyport/shared';
-import { addAuditRoutes, addOperationRoutes } from '@sallyport/transfer';
+import { addAuditRoutes, addHealthRoutes, addOperationRoutes } from '@sallyport/transfer';
 import { readDatasetSource, viewSource } from './dataset-sources.js';
 import { addDatasetRoutes } from './datasets.routes.js';
 import { checkElastic } from './elastic/client.js';
 import { countOpen } from './execution-samples.js';
+import { addExecutionRoutes } from './executions.routes.js';
 import { VERSION, type ResponseNetwork } from './network.js';
 import { sendAccount } from './own-accounts.js';
 import { addProfileTypeRoutes } from './profile-types.routes.js';
@@ -28,7 +30,9 @@ import { addUserRoutes } from './users.routes.js';
 /** The HTTP API of the response network. */
 export function createResponseApp(network: ResponseNetwork): Express {
   const { db, elastic, log, principals } = network;
-  const routes = createRoutes((req) => principals.authenticate(authorizationOf(req)));
+  const authenticate = (req: Parameters<typeof authorizationOf>[0]) =>
+    principals.authenticate(authorizationOf(req));
+  const routes = createRoutes(authenticate);
   const people = {
     ...network,
     network: 'response' as const,
@@ -52,12 +56,19 @@ export function createResponseApp(network: ResponseNetwork): Express {
   addCacheRoutes(routes, network);
   addStatisticsRoutes(routes, { ...network, countNow: countOpen });
   addQueueRoutes(routes, network.queueAdmin);
+  addExecutionRoutes(routes, network);
+  addHealthRoutes(routes, {
+    ...network,
+    version: VERSION,
+    services: [{ name: 'elasticsearch', required: false, check: () => checkElastic(elastic) }],
+  });
   return createApp({
     title: 'Sallyport response network',
     version: VERSION,
     log,
     config: network.config,
     routes: [routes],
+    routers: [queueBoard(network.queues, authenticate)],
     readiness: [
       { name: 'postgresql', required: true, check: () => pingDatabase(db) },
       { name: 'elasticsearch', required: false, check: () => checkElastic(elastic) },

@@ -232,6 +232,39 @@ describe('operations of the response network', () => {
     expect(await readdir(blue.node.folders.staging)).to.deep.equal([]);
   });
 
+  it('searches what came across, ends it and lets it be tried again, with a reason', async () => {
+    const one = requestRecord();
+    Object.assign(one.data, { expires_at: new Date(Date.now() + 86_400_000).toISOString() });
+    await sendRecords(red.test.db, 'requests', [one], red.clock.now());
+    await send(await makeBatch());
+    await importAll();
+    const reason = 'It is not wanted.';
+    const found = await as('auditor', '/v1/admin/executions?state=received&dataset=claims');
+    expect((found.body['items'] as { id: string }[]).map(({ id }) => id)).to.contain(one.id);
+    const path = `/v1/admin/executions/${one.id}`;
+    await blue.db('requests').where({ id: one.id }).update({ attempts: 3 });
+    expect((await as('operator', `${path}:retry`, { reason })).status).to.equal(403);
+    expect((await as('admin', `${path}:retry`, { reason })).body).to.include({ attempts: 0 });
+    await blue.db('requests').where({ id: one.id }).update({ state: 'running' });
+    expect((await as('admin', `${path}:retry`, { reason })).body['code']).to.equal('in-flight');
+    const stopping = await as('admin', `${path}:kill`, { reason });
+    expect(stopping.status).to.equal(202);
+    expect(stopping.body['cancel_asked_at']).to.be.a('string');
+    await blue.db('requests').where({ id: one.id }).update({ state: 'received' });
+    const killed = await as('admin', `${path}:kill`, { reason });
+    expect(killed.status).to.equal(200);
+    expect(killed.body).to.include({ state: 'done', status: 'cancelled', age_ms: null });
+    expect((await as('admin', `${path}:kill`, { reason })).body['code']).to.equal('already-final');
+    expect((await as('admin', `${path}:kill`, {})).body['code']).to.equal('bad-field');
+  });
+
+  it('tells its health in detail, Elasticsearch included', async () => {
+    const { body } = await as('operator', '/healthz');
+    expect(body['services']).to.have.property('elasticsearch').that.includes({ ok: true });
+    expect(body['database']).to.include({ ok: true });
+    expect((await as('reviewer', '/healthz')).status).to.equal(403);
+  });
+
   it('answers users, reviewers and auditors 403', async () => {
     for (const who of ['user', 'reviewer', 'auditor'] as const) {
       const answer = await blue.call('/v1/imports', {

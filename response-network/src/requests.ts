@@ -107,6 +107,14 @@ export const CANCELLED: Ending = {
   status: 'cancelled',
   failure: { class: null, code: 'cancelled', detail: 'It was cancelled before it was answered.' },
 };
+export const KILLED: Ending = {
+  status: 'cancelled',
+  failure: {
+    class: null,
+    code: 'cancelled',
+    detail: 'It was stopped by those who run the network.',
+  },
+};
 export const EXPIRED: Ending = {
   status: 'expired',
   failure: { class: null, code: 'expired', detail: 'Its deadline passed before it could start.' },
@@ -114,6 +122,15 @@ export const EXPIRED: Ending = {
 
 /** How a request ends without an answer. */
 export type Ending = { status: 'cancelled' | 'expired' | 'rejected'; failure: Failure };
+
+/** Ends one request if it still waits; whether it did. */
+export async function endRequest(
+  db: Database,
+  { id, ending }: { id: string; ending: Ending },
+  now: Date,
+): Promise<boolean> {
+  return (await endWaiting(db, now, { where: 'r.id = ?', bindings: [id], ending })) > 0;
+}
 
 type Waiting = {
   where: string;

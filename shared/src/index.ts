@@ -18,6 +18,7 @@ export * from './etags.js';
 export * from './http-body.js';
 export * from './http-browsers.js';
 export * from './http-problems.js';
+export * from './http-queue-board.js';
 export * from './http-routes.js';
 export * from './http.js';
 export * from './ids.js';

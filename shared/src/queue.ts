@@ -40,6 +40,8 @@ export type WorkerStatus = {
 /** Where workers are woken, from any process of the network; the workers run where they are started. */
 export type Queues = {
   readonly network: NetworkName;
+  /** Where the jobs are. */
+  readonly store: 'redis' | 'postgresql';
   /**
    * Runs a worker now. Any number of wakes while one waits are one run, and a wake during a run
    * leads to one more. Never rejects: a wake that is lost costs the time to the next tick.
@@ -102,6 +104,7 @@ export async function openQueues(options: QueuesOptions): Promise<Queues> {
   };
   return {
     network,
+    store: options.redisUrl ? 'redis' : 'postgresql',
     queue: find,
     consume: (name, process, runOptions) => store.newLoop(name, process, runOptions),
     wake: (name) => wake(find(name), name, log),
