@@ -17,7 +17,10 @@ export function retryAfterS(settings: Settings, status: RequestView['status']): 
 }
 
 /** The headers that a view of a request travels with. */
-export function viewHeaders(settings: Settings, view: RequestView): Record<string, string> {
+export function viewHeaders(
+  settings: Settings,
+  view: Pick<RequestView, 'status' | 'version'>,
+): Record<string, string> {
   const headers: Record<string, string> = { ETag: etagOf(view.version) };
   if (!isFinal(view.status)) headers['Retry-After'] = String(retryAfterS(settings, view.status));
   return headers;

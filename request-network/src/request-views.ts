@@ -88,6 +88,28 @@ export async function getRequest(
   return toView(row);
 }
 
+/**
+ * As much of a request of the user as a poll needs that finds nothing new.
+ * @throws SallyportError `not-found`, for somebody else's too.
+ */
+export async function readState(
+  db: Database,
+  { id, userId }: { id: string; userId: string },
+): Promise<Pick<RequestView, 'status' | 'version'>> {
+  const [row] = await runPrepared<Pick<RequestView, 'status' | 'version'>>(db, READ_STATE, [
+    id,
+    userId,
+  ]);
+  if (!row) throw notFound(id);
+  return row;
+}
+
+const READ_STATE = {
+  name: 'read_request_state',
+  text: `select ${STATUS} as status, coalesce(${VERSION}, r.version) as version
+    from requests r ${BATCH_OF_REQUEST} where r.id = $1 and r.user_id = $2`,
+};
+
 /** The versions of requests, for those who wait for a change; unknown ids are left out. */
 export async function readVersions(db: Database, ids: string[]): Promise<Map<string, number>> {
   const found = await runPrepared<{ id: string; version: number }>(db, READ_VERSIONS, [ids]);

@@ -30,7 +30,7 @@ import {
   ValidationSchema,
   type RequestView,
 } from './request-schemas.js';
-import { getRequest, listRequests } from './request-views.js';
+import { getRequest, listRequests, readState } from './request-views.js';
 import { MAX_BULK_LINES, cancelRequest, isFinal } from './requests.js';
 import { linkRetry, readSubmission } from './resubmissions.js';
 import { admitSubmission, viewSubmitted, type Admitted } from './submissions.js';
@@ -199,12 +199,18 @@ export function addRequestRoutes(routes: Routes<Principal>, network: RequestNetw
       404: NOT_FOUND,
     },
     async handler(call) {
-      const view = await waitForChange(network, call);
       const { settings } = await replica.rules();
-      const headers = viewHeaders(settings, view);
-      if (matchesEtag(call.req.headers['if-none-match'], etagOf(view.version))) {
-        return { status: 304, headers };
+      const known = call.req.headers['if-none-match'];
+      const isKnown = ({ version }: { version: number }) => matchesEtag(known, etagOf(version));
+      if (known !== undefined && call.query.wait === 0) {
+        // Most polls end here.
+        const request = { id: call.params['id'] ?? '', userId: call.actor.userId };
+        const state = await readState(db, request);
+        if (isKnown(state)) return { status: 304, headers: viewHeaders(settings, state) };
       }
+      const view = await waitForChange(network, call);
+      const headers = viewHeaders(settings, view);
+      if (isKnown(view)) return { status: 304, headers };
       if (!isFinal(view.status)) view.eta = await network.estimates.eta(new Date(view.created_at));
       return { status: 200, headers, body: view };
     },

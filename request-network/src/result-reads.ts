@@ -13,6 +13,8 @@ export type ReadableResult = {
   bytes: number;
   /** Of the whole text, hexadecimal. */
   sha256: string;
+  /** The same as RFC 9530 writes it. */
+  digest: string;
   late: boolean;
   /** The records that its text came in; 0: in the result itself. */
   parts: number;
@@ -48,7 +50,8 @@ export async function findResult(
   if (row.complete && bytes !== null && sha256 !== null) {
     const mediaType = row.media_type ?? 'application/json';
     const key = resultKey({ id, userId, dataset, sha256 });
-    return { id, userId, key, mediaType, bytes, sha256, late, parts, fetched };
+    const digest = `sha-256=:${Buffer.from(sha256, 'hex').toString('base64')}:`;
+    return { id, userId, key, mediaType, bytes, sha256, digest, late, parts, fetched };
   }
   if (isFinal(row.status)) {
     throw new SallyportError('no-result', `The request ended without a result: ${row.status}.`, {

@@ -149,7 +149,7 @@ function isReaderGone(error: unknown): boolean {
 }
 
 function describeResult(
-  { mediaType, bytes, sha256 }: ReadableResult,
+  { mediaType, bytes, digest }: ReadableResult,
   form: ResultForm,
   set: (name: string, value: string) => void,
 ): void {
@@ -157,5 +157,5 @@ function describeResult(
   // The digest (RFC 9530) is of the stored text, which lines are not.
   if (form === 'lines') return;
   set('Content-Length', String(bytes));
-  set('Repr-Digest', `sha-256=:${Buffer.from(sha256, 'hex').toString('base64')}:`);
+  set('Repr-Digest', digest);
 }
