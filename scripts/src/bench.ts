@@ -9,6 +9,7 @@ import { firstAnswerBenchmark } from './benchmarks/first-answer.js';
 import { keyAuthBenchmark } from './benchmarks/key-auth.js';
 import { mediaBenchmark } from './benchmarks/media.js';
 import { memoryBenchmark } from './benchmarks/memory.js';
+import { readsBenchmark } from './benchmarks/reads.js';
 import { smallBatchesBenchmark } from './benchmarks/small-batches.js';
 import { submitBenchmark } from './benchmarks/submit.js';
 import { startServices, type Services } from './development-services.js';
@@ -21,6 +22,7 @@ import { startServices, type Services } from './development-services.js';
 const BENCHMARKS: readonly Benchmark[] = [
   submitBenchmark,
   keyAuthBenchmark,
+  readsBenchmark,
   batchesBenchmark,
   smallBatchesBenchmark,
   filesBenchmark,

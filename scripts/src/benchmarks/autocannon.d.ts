@@ -2,12 +2,24 @@
 declare module 'autocannon' {
   type Options = {
     url: string;
-    method: 'POST';
-    headers: Record<string, string>;
-    body: string;
+    method: 'GET' | 'POST';
+    headers?: Record<string, string>;
+    body?: string;
+    /** Sent in turn by every connection. */
+    requests?: { path: string; headers: Record<string, string> }[];
     connections: number;
     duration: number;
   };
-  type Result = { '2xx': number; non2xx: number; errors: number; duration: number };
+  type Result = {
+    '2xx': number;
+    '3xx': number;
+    '4xx': number;
+    '5xx': number;
+    non2xx: number;
+    errors: number;
+    duration: number;
+    /** Milliseconds. */
+    latency: { p99: number };
+  };
   export default function autocannon(options: Options): Promise<Result>;
 }
