@@ -1,10 +1,17 @@
 import { expect } from 'chai';
 import { createHash } from 'node:crypto';
-import { createLog, rows, startServer, type RunningServer } from '@sallyport/shared';
+import {
+  createLog,
+  defaultSettings,
+  rows,
+  startServer,
+  type RunningServer,
+} from '@sallyport/shared';
 import { callJson, eventually } from '@sallyport/shared/testing';
 import { createRequestApp } from './app.js';
 import { openNetwork, type RequestNetwork } from './network.js';
 import { applyResults } from './results.js';
+import { dropOld } from './retention.js';
 import { QUERY, openTestNetwork, type TestNetwork } from './testing.js';
 
 const TEXT = '{"took":1,"hits":{"hits":[{"_id":"1"},{"_id":"2"}]}}';
@@ -198,5 +205,35 @@ describe('POST /v1/requests/{id}:resubmit', () => {
     expect((await resubmit(id)).body).to.include({ code: 'dataset-forbidden' });
     await network.db('profile_types').update({ datasets: ['claims'] });
     network.replica.drop();
+  });
+});
+
+describe('dropOld', () => {
+  const daysLater = (days: number) => new Date(network.time.now.getTime() + days * 86_400_000);
+  const drop = (days: number) =>
+    dropOld(network.db, { now: daysLater(days), settings: defaultSettings() });
+  const keepDays = (days: number) => network.db('profile_types').update({ retention_days: days });
+
+  it('purges results after the days of the profile type, in every process', async () => {
+    await keepDays(50);
+    const id = await deliver();
+    expect((await readAtOther(id)).text).to.equal(TEXT);
+    expect((await drop(49)).results).to.equal(0);
+    expect((await drop(51)).results).to.be.above(0);
+    expect((await read(id)).status).to.equal(410);
+    await eventually(async () => (await readAtOther(id)).status === 410);
+    expect((await drop(51)).results).to.equal(0);
+    await keepDays(30);
+  });
+
+  it('forgets the timeline of what ended long ago, and nothing of what has not', async () => {
+    const [ended, open] = [await deliver(), await submit()];
+    await drop(366);
+    const events = (id: string) =>
+      rows(network.db, 'select 1 from request_events where request_id = ?', [id]);
+    expect((await events(open)).length).to.be.above(0);
+    // Its purge is younger than it is.
+    expect(await events(ended)).to.have.lengthOf(1);
+    expect((await network.call(`/v1/requests/${ended}`)).body['status']).to.equal('delivered');
   });
 });

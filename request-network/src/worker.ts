@@ -1,5 +1,6 @@
 import {
   keepJournal,
+  hourly,
   pruneSessions,
   maintainCache,
   startWorkers,
@@ -17,6 +18,7 @@ import {
   importBatches,
   pruneCustody,
   pruneOutbox,
+  pruneArchive,
   pruneStore,
   pruneUploads,
   resendMissing,
@@ -27,6 +29,7 @@ import {
 import { requestApplies } from './apply.js';
 import { keepHouse } from './housekeeping.js';
 import type { RequestNetwork } from './network.js';
+import { dropOld } from './retention.js';
 import { sampleRequests } from './request-samples.js';
 
 /** Starts the workers of the request network in this process. */
@@ -63,6 +66,15 @@ export async function startRequestWorkers(network: RequestNetwork): Promise<Clos
 export function requestWorkers(network: RequestNetwork): Partial<Record<WorkerName, WorkerRun>> {
   const { db, node, log, clock, replica } = network;
   const applies = requestApplies(replica);
+  const retain = hourly(clock, async () => {
+    const { settings } = await replica.rules();
+    const now = clock.now();
+    const dropped = {
+      ...(await dropOld(db, { now, settings })),
+      files: await pruneArchive(node, settings['retention.batches_days']),
+    };
+    log.info(dropped, 'dropped what was kept long enough');
+  });
   return {
     'import-batches': (signal) => importBatches(db, node, applies, { signal }),
     'export-requests': (signal) =>
@@ -88,6 +100,7 @@ export function requestWorkers(network: RequestNetwork): Partial<Record<WorkerNa
       await pruneCustody(db, node);
       await pruneUploads(db, node);
       await watchAuditLog(db, node);
+      await retain();
     },
   };
 }

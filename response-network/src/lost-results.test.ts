@@ -1,8 +1,9 @@
 import { expect } from 'chai';
-import { newId, rows } from '@sallyport/shared';
+import { defaultSettings, newId, rows } from '@sallyport/shared';
 import { responseRules } from './lost-results.js';
 import { applyRequests } from './requests.js';
-import { storeOutcomes, type Outcome } from './results.js';
+import { resendResults, storeOutcomes, type Outcome } from './results.js';
+import { purgeAnswers } from './retention.js';
 import { makeTestNetwork, type TestNetwork } from './testing.js';
 
 describe('responseRules', () => {
@@ -80,6 +81,21 @@ describe('responseRules', () => {
       expect(await network.result(id)).to.deep.include({ status: 'failed', text: null });
     });
   }
+
+  it('do not keep an answer that left long ago, but that there was one', async () => {
+    const { db } = network.test;
+    const { id } = await answerInBatch(2_000_000);
+    const now = new Date(network.time.now.getTime() + 31 * 86_400_000);
+    const purge = () => purgeAnswers(db, { now, settings: defaultSettings() });
+    await purge();
+    expect(await network.result(id)).to.include({ purged_at: null });
+    await db('outbox_records').where({ record_id: id }).delete();
+    expect(await purge()).to.equal(1);
+    expect(await network.result(id)).to.deep.include({ purged_at: now, text: null });
+    await db.transaction((tx) => resendResults(tx, [id], now));
+    const [sent] = await waiting(id);
+    expect(sent?.d['failure']).to.include({ code: 'result-purged' });
+  });
 
   it('do not repeat a failure that was refused in its turn', async () => {
     const { id, batch } = await answerInBatch(10);

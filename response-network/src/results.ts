@@ -37,6 +37,8 @@ type StoredResult = Omit<ResultData, 'times'> & {
   started_at: Date | null;
   finished_at: Date;
   took_ms: number | null;
+  /** Set when its text was deleted for its age. */
+  purged_at?: Date | null;
 };
 
 /** Parts of a result up to here travel with the results, larger ones in their own lane. */
@@ -75,11 +77,11 @@ export async function resendResults(tx: Transaction, ids: string[], now: Date): 
     const found = await rows<StoredResult>(
       tx,
       `select request_id, status, failure, media_type, bytes, sha256, parts, text,
-         dataset_version, policy_version, received_at, started_at, finished_at, took_ms
+         dataset_version, policy_version, received_at, started_at, finished_at, took_ms, purged_at
        from results where request_id = any(?::uuid[])`,
       [ids.slice(from, from + RESENDS_PER_PAGE)],
     );
-    for (const result of found) {
+    for (const result of found.map(withoutPurged)) {
       const id = result.request_id;
       await sendRecords(tx, 'results', [{ type: 'result', id, data: toRecord(result) }], now);
       for (let part = 0; part < result.parts; part += 1) {
@@ -158,6 +160,18 @@ function pack(outcome: Outcome): Packed {
   };
   const id = row.request_id;
   return { row, parts, line: recordLine({ type: 'result', id, data: toRecord(row) }, finishedAt) };
+}
+
+/** What is told of an answer whose text is gone: whoever asks again must ask anew. */
+function withoutPurged(result: StoredResult): StoredResult {
+  if (!result.purged_at) return result;
+  const detail = 'The answer was kept as long as the settings say, and has been deleted.';
+  return {
+    ...result,
+    status: 'failed',
+    failure: { class: 'internal', code: 'result-purged', detail },
+    ...{ media_type: null, bytes: null, sha256: null, parts: 0, text: null },
+  };
 }
 
 function toRecord(row: StoredResult): ResultData {

@@ -1,8 +1,9 @@
 import {
   keepJournal,
+  hourly,
   listen,
-  listWorkers,
   pruneNotices,
+  listWorkers,
   pruneSessions,
   maintainCache,
   startWorkers,
@@ -20,6 +21,7 @@ import {
   importBatches,
   pruneCustody,
   pruneOutbox,
+  pruneArchive,
   pruneStore,
   pruneUploads,
   resendMissing,
@@ -32,6 +34,7 @@ import { sampleExecutions } from './execution-samples.js';
 import { freeExpiredLeases, tellProgress } from './executions.js';
 import { applies, type ResponseNetwork } from './network.js';
 import { expireRequests } from './requests.js';
+import { purgeAnswers } from './retention.js';
 
 /** Starts the workers of this network with what wakes them; the step stops them. */
 export async function startWork(network: ResponseNetwork): Promise<ClosingStep> {
@@ -98,6 +101,15 @@ export function workersOf(
   queues: Pick<Queues, 'wake'>,
 ): Partial<Record<WorkerName, WorkerRun>> {
   const { db, node, clock, log } = network;
+  const retain = hourly(clock, async () => {
+    const settings = network.settings();
+    const now = clock.now();
+    const dropped = {
+      answers: await purgeAnswers(db, { now, settings }),
+      files: await pruneArchive(node, settings['retention.batches_days']),
+    };
+    log.info(dropped, 'dropped what was kept long enough');
+  });
   return {
     'import-batches': (signal) => importBatches(db, node, applies, { signal }),
     'execute-queries': async (signal) => {
@@ -135,6 +147,7 @@ export function workersOf(
         (await pruneCustody(db, node)) +
         (await pruneUploads(db, node));
       await watchAuditLog(db, node);
+      await retain();
       if (freed + expired + pruned > 0) log.info({ freed, expired, pruned }, 'house kept');
     },
   };

@@ -3,3 +3,17 @@ export type Clock = { now(): Date };
 
 /** The clock of this machine. */
 export const systemClock: Clock = { now: () => new Date() };
+
+const HOUR_MS = 3_600_000;
+
+/** The work, but in one process at most once an hour; in between it gives undefined. */
+export function hourly<T>(clock: Clock, work: () => Promise<T>): () => Promise<T | undefined> {
+  let doneAt = -Infinity;
+  return async () => {
+    const now = clock.now().getTime();
+    if (Math.abs(now - doneAt) < HOUR_MS) return undefined;
+    const result = await work();
+    doneAt = now;
+    return result;
+  };
+}

@@ -20,6 +20,7 @@ export {
   sendSnapshot,
   type Exported,
 } from './sending/export.js';
+export { pruneArchive } from './receiving/archive.js';
 export { requireLetIn } from './receiving/held.js';
 export { importBatches, type FileReport, type ImportReport } from './receiving/import.js';
 export { showCard } from './commands/key-commands.js';
