@@ -12,6 +12,8 @@ import {
   createRoutes,
   pingDatabase,
   queueBoard,
+  type Principal,
+  type ReadTicket,
 } from '@sallyport/shared';
 import { addAuditRoutes, addHealthRoutes, addOperationRoutes } from '@sallyport/transfer';
 import { sendAccount } from './account-records.js';
@@ -23,14 +25,20 @@ import { countOpen } from './request-samples.js';
 import { addRequestAdminRoutes } from './request-admin.routes.js';
 import { addRequestRoutes } from './requests.routes.js';
 import { addLocalSettingRoutes } from './settings.routes.js';
+import { addStatusRoutes } from './status.routes.js';
 import { addResultRoutes } from './results.routes.js';
+
+/** Reads a minute of somebody whose profile type is not known here yet. */
+const LEAST_READS = 60;
 
 /** The HTTP API of the request network. */
 export function createRequestApp(network: RequestNetwork): Express {
   const { db, log, principals } = network;
   const authenticate = (req: Parameters<typeof authorizationOf>[0]) =>
     principals.authenticate(authorizationOf(req));
-  const routes = createRoutes(authenticate);
+  const routes = createRoutes<Principal>(authenticate, ({ userId, profileTypeId }) =>
+    enterRead(network, userId, profileTypeId),
+  );
   const people = {
     ...network,
     network: 'request' as const,
@@ -46,6 +54,7 @@ export function createRequestApp(network: RequestNetwork): Express {
   addAdministrationRoutes(routes, network);
   addLocalSettingRoutes(routes, network);
   addLimitRoutes(routes, network);
+  addStatusRoutes(routes, network);
   addAuditRoutes(routes, network);
   addKeyRoutes(routes, network);
   addNoticeRoutes(routes, network);
@@ -64,4 +73,14 @@ export function createRequestApp(network: RequestNetwork): Express {
     routers: [queueBoard(network.queues, authenticate)],
     readiness: [{ name: 'database', required: true, check: () => pingDatabase(db) }],
   });
+}
+
+/** Leave to read, as often as the user's profile type allows. */
+async function enterRead(
+  { replica, reads }: RequestNetwork,
+  userId: string,
+  profileTypeId: string,
+): Promise<ReadTicket> {
+  const limits = (await replica.rules()).profileTypes.get(profileTypeId)?.limits;
+  return reads.enter(userId, limits?.read_per_minute ?? LEAST_READS);
 }

@@ -6,6 +6,7 @@ import {
   type Log,
   type Principal,
 } from '@sallyport/shared';
+import type { BackPressure } from './back-pressure.js';
 import {
   limitHeaders,
   refuseCharge,
@@ -22,7 +23,7 @@ export type Limiter = {
    * Stores the requests, all or none, and charges them in the same statement; answers the headers
    * that tell what is left.
    * @throws SallyportError `unauthenticated`, `blocked`, `cost-exceeds-limit`, `rate-limited`,
-   * `open-requests-limit`, `stored-bytes-limit`.
+   * `open-requests-limit`, `stored-bytes-limit`; `queue-full` while too much is on its way.
    */
   submit(
     db: Database,
@@ -42,6 +43,7 @@ export type LimiterOptions = {
   db: Database;
   clock: Clock;
   log: Log;
+  backPressure: BackPressure;
   /** For tests: what the limits take for the clock of the database. */
   limiterClock?: Clock | undefined;
 };
@@ -54,7 +56,8 @@ const FLUSH_MS = 10_000;
 const MAX_REMEMBERED = 10_000;
 
 /** Opens the limiter of one process. */
-export function openLimiter({ db, clock, log, limiterClock }: LimiterOptions): Limiter {
+export function openLimiter(options: LimiterOptions): Limiter {
+  const { db, clock, log, backPressure, limiterClock } = options;
   const held = new Map<string, number>();
   const refusals = new Map<string, number>();
   const unwritten = new Map<string, number>();
@@ -117,6 +120,7 @@ export function openLimiter({ db, clock, log, limiterClock }: LimiterOptions): L
     flush,
     async submit(handle, principal, requests) {
       requireFree(principal.userId);
+      await backPressure.requireRoom(requests.length === 1 ? 'single' : 'bulk');
       const [only] = requests;
       const charge =
         requests.length === 1 && only

@@ -74,6 +74,35 @@ describe('GET /v1/me/limits', () => {
   });
 });
 
+describe('reads', () => {
+  it('are counted when they are answered, and not when nothing has changed', async () => {
+    await setLimits({ read_per_minute: 3 });
+    network.replica.drop();
+    const as = network.users.bob.key;
+    const { body } = await network.call('/v1/requests', { body: SUBMISSION, as });
+    const path = `/v1/requests/${String(body['id'])}`;
+    const headers = { 'if-none-match': '"1"' };
+    const first = await network.call(path, { as });
+    expect(first.headers.get('ratelimit-policy')).to.equal('"read-min";q=3;w=60');
+    expect(first.headers.get('ratelimit')).to.equal('"read-min";r=2;t=0');
+    for (let n = 0; n < 5; n += 1) {
+      const { status, headers: told } = await network.call(path, { as, headers });
+      expect([status, told.get('ratelimit')]).to.deep.equal([304, null]);
+      expect((await network.call('/v1/me/limits', { as })).status).to.equal(200);
+      expect((await network.call(`/v1/requests/${newId()}`, { as })).status).to.equal(404);
+    }
+    await network.call(path, { as });
+    await network.call(path, { as });
+    const { status, headers: told, body: problem } = await network.call(path, { as });
+    expect([status, problem['code']]).to.deep.equal([429, 'rate-limited']);
+    expect(Number(told.get('retry-after'))).to.be.within(1, 66);
+    expect((await network.call('/v1/requests', { body: SUBMISSION, as })).status).to.equal(202);
+    await setLimits({ read_per_minute: 1_000 });
+    network.replica.drop();
+    expect((await network.call(path, { as })).status).to.equal(200);
+  });
+});
+
 describe('a key with limits of its own', () => {
   it('is charged together with its user, all windows or none', async () => {
     const key = await makeKey(network, ada, ['requests:write', 'requests:read']);
@@ -219,6 +248,46 @@ describe('/v1/admin/limits', () => {
     const { overrides, blocked } = await view(`/v1/admin/limits/${ada}`);
     expect(overrides).to.have.all.keys('hour', 'day');
     expect(blocked).to.include(REASON);
+  });
+});
+
+describe('GET /v1/status', () => {
+  const SETTINGS = ['backpressure.carry_cycles'];
+  const set = async (key: string, value: number) => {
+    await network.db('settings').insert({ key, version: 1, value, updated_at: new Date(START) });
+    network.replica.drop();
+    await network.replica.rules();
+  };
+  const states = async (now: number) => {
+    network.time.now = new Date(now);
+    const { body } = await network.call('/v1/status');
+    const bulk = await network.call('/v1/requests:bulk', {
+      text: [1, 2].map(() => JSON.stringify(SUBMISSION)).join('\n'),
+      headers: { 'content-type': 'application/x-ndjson' },
+    });
+    return [body['state'], bulk.status, await submit()];
+  };
+  afterEach(async () => {
+    await network.db('settings').whereIn('key', SETTINGS).delete();
+    network.replica.drop();
+    await network.replica.rules();
+  });
+
+  it('is amber, then red, as the oldest request grows old; bulks are refused before others', async () => {
+    await submit();
+    network.backPressure.drop();
+    await set('backpressure.carry_cycles', 1);
+    const { body } = await network.call('/v1/status');
+    expect(body['waiting_records']).to.be.at.least(1);
+    const oldest = new Date(String(body['oldest_at'])).getTime();
+    const DAY = 86_400_000;
+    expect(await states(oldest + DAY - 1)).to.deep.equal(['green', 202, 202]);
+    expect(await states(oldest + DAY)).to.deep.equal(['amber', 202, 202]);
+    expect(await states(oldest + 2 * DAY)).to.deep.equal(['red', 503, 202]);
+    expect(await states(oldest + 4 * DAY)).to.deep.equal(['red', 503, 503]);
+    const { headers, body: problem } = await network.call('/v1/requests', { body: SUBMISSION });
+    expect(problem).to.include({ code: 'queue-full', retryable: true });
+    expect(Number(headers.get('retry-after'))).to.be.within(300, 330);
   });
 });
 

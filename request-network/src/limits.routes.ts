@@ -109,6 +109,7 @@ export function addLimitRoutes(routes: Routes<Principal>, network: RequestNetwor
     summary: 'What you may still submit; never counted',
     roles: ROLES,
     scope: 'requests:read',
+    uncounted: true,
     responses: { 200: { description: 'Your limits.', schema: LimitsSchema } },
     async handler({ actor }) {
       return { status: 200, body: await readOwnLimits(db, actor, limiter.at()) };

@@ -24,6 +24,8 @@ import {
   openCache,
   openCounters,
   openPrincipals,
+  openReadLimits,
+  type ReadLimits,
   pageSecretOf,
   readSecret,
   type Cache,
@@ -43,6 +45,7 @@ import {
 } from '@sallyport/transfer';
 import { lookUpKeys } from './api-key-look-ups.js';
 import type { Config } from './config.js';
+import { openBackPressure, type BackPressure } from './back-pressure.js';
 import { createEstimates, type Estimates } from './estimates.js';
 import { openLimiter, type Limiter } from './limiter.js';
 import { requestRules } from './lost-requests.js';
@@ -70,6 +73,8 @@ export type RequestNetwork = {
   replica: Replica;
   principals: Principals;
   limiter: Limiter;
+  backPressure: BackPressure;
+  reads: ReadLimits;
   waiters: Waiters;
   estimates: Estimates;
   counters: Counters;
@@ -170,6 +175,7 @@ export async function openNetwork(
           if (what === IDENTITY_CHANGED) principals.drop();
           if (what === RULES_CHANGED) replica.drop();
           if (what === RULES_CHANGED || what === LIMITS_CHANGED) limiter.drop();
+          if (what === RULES_CHANGED) backPressure.drop();
           results.forget();
           waiters.check();
         },
@@ -186,7 +192,13 @@ export async function openNetwork(
         },
       },
     );
-    const limiter = openLimiter({ db, clock, log, limiterClock });
+    const backPressure = openBackPressure(db, { clock, settings: replica.settings });
+    const limiter = openLimiter({ db, clock, log, limiterClock, backPressure });
+    const reads = openReadLimits({
+      redisUrl: config.REDIS_URL,
+      prefix: 'sallyport-request-reads',
+      log,
+    });
     const principals = openPrincipals({
       db,
       clock,
@@ -206,6 +218,8 @@ export async function openNetwork(
       replica,
       principals,
       limiter,
+      backPressure,
+      reads,
       waiters,
       estimates: createEstimates(db, clock),
       counters,
@@ -220,6 +234,7 @@ export async function openNetwork(
         await queues.close();
         await principals.close();
         await limiter.close();
+        reads.close();
         await listener.close();
         await cache.close();
         await counters.close();

@@ -70,7 +70,7 @@ const LIMITS: Limits = {
   submit_per_minute: 1_000,
   submit_per_hour: 10_000,
   submit_per_day: 100_000,
-  read_per_minute: 1_000,
+  read_per_minute: 100_000,
   warn_percent: 80,
   ceiling_percent: 110,
   grace_s: 300,

@@ -40,6 +40,9 @@ export type Call<A, Query, Body> = {
   requestId: string;
 };
 
+/** Leave to read: told in the headers of an answer, and counted once it is given. */
+export type ReadTicket = { headers: Record<string, string>; count(): void };
+
 type AnswerSpec = { description: string; schema?: TSchema; mediaType?: string };
 
 export type RouteSpec<A, Query extends TSchema, Body extends TSchema> = {
@@ -60,6 +63,8 @@ export type RouteSpec<A, Query extends TSchema, Body extends TSchema> = {
   limits?: BodyLimits & { json: JsonLimits };
   /** The media type of a body that the handler reads by itself. */
   rawBody?: string;
+  /** Reading it is never counted. */
+  uncounted?: boolean;
   /** Parts of the path that are no UUIDs, and what they look like. */
   params?: Record<string, RegExp>;
   responses: Record<number, AnswerSpec>;
@@ -95,16 +100,19 @@ const NO_PARAMS: Record<string, string> = Object.freeze({});
 
 /**
  * An empty set of routes. `authenticate` says who calls or throws `unauthenticated`; it runs before
- * anything else of the call is looked at.
+ * anything else of the call is looked at. `enterRead` lets a caller read, or throws `rate-limited`;
+ * only what was answered, and not with 304, is counted.
  */
 export function createRoutes<A extends Actor>(
   authenticate: (req: Request) => A | Promise<A>,
+  enterRead?: (actor: A) => ReadTicket | Promise<ReadTicket>,
 ): Routes<A> {
   const router = Router({ caseSensitive: true, strict: true });
   const summaries: RouteSummary[] = [];
   const register = <Caller, Query extends TSchema, Body extends TSchema>(
     spec: Omit<RouteSpec<Caller, Query, Body>, 'roles'> & { roles: readonly Role[] | 'public' },
     findActor: (req: Request, res: Response) => Caller | Promise<Caller>,
+    enter?: (actor: Caller) => ReadTicket | Promise<ReadTicket>,
   ) => {
     const { handler, limits, ...rest } = spec;
     const pattern = pathPattern(spec.path);
@@ -118,15 +126,11 @@ export function createRoutes<A extends Actor>(
       const params = checkParams(req.params, spec.params);
       const query = checkQuery(req.url.includes('?') ? { ...req.query } : {}) as Static<Query>;
       const body = (readJson ? await readJson(req) : undefined) as Static<Body>;
-      const answer = await handler({
-        req,
-        res,
-        params,
-        query,
-        body,
-        actor,
-        requestId: state.requestId,
-      });
+      const call = { req, res, params, query, body, actor, requestId: state.requestId };
+      const ticket = enter && (await enter(actor));
+      const answer = ticket
+        ? await answerRead(res, ticket, () => handler(call))
+        : await handler(call);
       if (answer) sendAnswer(res, answer);
     });
   };
@@ -134,12 +138,16 @@ export function createRoutes<A extends Actor>(
     router,
     summaries,
     add(spec) {
-      register(spec, async (req, res) => {
-        const actor = await authenticate(req);
-        callState(res).actor = actor.id;
-        requireAccess(actor, spec);
-        return actor;
-      });
+      register(
+        spec,
+        async (req, res) => {
+          const actor = await authenticate(req);
+          callState(res).actor = actor.id;
+          requireAccess(actor, spec);
+          return actor;
+        },
+        spec.method === 'get' && !spec.uncounted ? enterRead : undefined,
+      );
     },
     addPublic(spec) {
       register({ ...spec, roles: 'public' }, () => undefined);
@@ -166,6 +174,27 @@ function requireAccess(
   if (actor.scopes === 'all' || (scope !== undefined && actor.scopes.includes(scope))) return;
   const needed = scope === undefined ? 'no API key may do this' : `it needs ${scope}`;
   throw new SallyportError('scope-missing', `The key was not made for this: ${needed}.`);
+}
+
+async function answerRead(
+  res: Response,
+  ticket: ReadTicket,
+  answer: () => Promise<Answer | undefined>,
+): Promise<Answer | undefined> {
+  // Before the answer, because a stream begins it by itself.
+  for (const name in ticket.headers) res.setHeader(name, ticket.headers[name] as string);
+  const uncounted = () => {
+    if (!res.headersSent) for (const name in ticket.headers) res.removeHeader(name);
+  };
+  try {
+    const given = await answer();
+    if (given?.status === 304) uncounted();
+    else ticket.count();
+    return given;
+  } catch (error) {
+    uncounted();
+    throw error;
+  }
 }
 
 /** A path template as an exact pattern; a part in braces never spans a slash or a colon. */

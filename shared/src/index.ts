@@ -42,6 +42,7 @@ export * from './queue-access.js';
 export * from './queue-admin.js';
 export * from './queue.js';
 export * from './queues.routes.js';
+export * from './read-limits.js';
 export * from './records.js';
 export * from './revisions.js';
 export * from './running-workers.js';

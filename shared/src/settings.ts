@@ -129,6 +129,30 @@ const GENERAL = {
     32,
     'Searches that run against Elasticsearch at the same time, at most.',
   ),
+  'backpressure.records': setting(
+    whole(100, 100_000_000),
+    200_000,
+    'Requests on their way from which the status is amber; bulks are refused at twice as many, single submits at four times.',
+    { local: true },
+  ),
+  'backpressure.bytes': setting(
+    whole(1_048_576, 1_024 * GIB),
+    GIB,
+    'Bytes on their way from which the status is amber.',
+    { local: true },
+  ),
+  'backpressure.carry_cycles': setting(
+    whole(1, 1_000),
+    4,
+    'Carry cycles that the oldest request may be on its way before the status is amber.',
+    { local: true },
+  ),
+  'backpressure.cycle_hours': setting(
+    whole(1, 8_760),
+    24,
+    'Hours of one carry cycle: until a batch is there and its receipt is back.',
+    { local: true },
+  ),
   'retention.results_days': setting(
     whole(1, 3_650),
     30,

@@ -83,7 +83,12 @@ const RIGHTS = {
   datasets: [DATASET],
   tier: 'B' as Tier,
   priorities: ['low', 'normal', 'urgent'] as Priority[],
-  limits: { submit_per_minute: 1_000_000, submit_per_hour: 1_000_000, submit_per_day: 1_000_000 },
+  limits: {
+    submit_per_minute: 1_000_000,
+    submit_per_hour: 1_000_000,
+    submit_per_day: 1_000_000,
+    read_per_minute: 1_000_000,
+  },
 };
 
 /** Makes both networks, which trust each other and know the same users. */
