@@ -14,6 +14,7 @@ import {
   type Installation,
 } from '@sallyport/transfer';
 import { apiKeyCommands } from './api-key-commands.js';
+import { settingCommands } from './setting-commands.js';
 import { createRequestApp } from './app.js';
 import { requestApplies } from './apply.js';
 import { readEnvironment } from './config.js';
@@ -41,6 +42,7 @@ const commands: Commands = {
     },
   },
   ...administrationCommands(installation),
+  ...settingCommands(installation),
   ...apiKeyCommands(installation),
   ...cacheCommands((use) => withNetwork(installation(), use)),
   ...limitCommands(installation),

@@ -52,6 +52,7 @@ export * from './service-role.js';
 export * from './session-tokens.js';
 export * from './sessions.js';
 export * from './sessions.routes.js';
+export * from './setting-commands.js';
 export * from './settings.js';
 export * from './secrets.js';
 export * from './shutdown.js';

@@ -1,13 +1,11 @@
 import {
-  formatTable,
-  isSetting,
-  readSettings,
   SallyportError,
-  SETTINGS,
+  settingReadCommands,
+  settingValueOf,
   type Commands,
   type StoredSetting,
 } from '@sallyport/shared';
-import { changeSetting } from '../setting-rules.js';
+import { changeSetting, unsetSetting } from '../setting-rules.js';
 import { publishSnapshot, SNAPSHOT_STREAMS } from '../snapshots.js';
 import { commandLineActor } from '@sallyport/transfer';
 import type { CommandContext } from './context.js';
@@ -24,26 +22,24 @@ export function settingCommands(context: CommandContext): Commands {
         context.change(async (tx, by) => {
           const stored: StoredSetting[] = [];
           for (const [key, value] of pairsOf(positionals)) {
-            stored.push(await changeSetting(tx, { key, value: valueOf(value) }, by));
+            stored.push(await changeSetting(tx, { key, value: settingValueOf(value) }, by));
           }
           const lines = stored.map(({ key, value }) => `${key} is ${JSON.stringify(value)}.`);
           return { text: lines.join('\n'), data: { settings: stored } };
         }),
     },
-    'settings ls': {
-      usage: 'settings ls',
-      does: 'Lists the settings in force.',
-      run: () =>
-        context.use(async ({ db, log }) => {
-          const settings = await readSettings(db, log);
-          const lines = Object.entries(settings).map(([key, value]) => [
-            key,
-            JSON.stringify(value),
-            isSetting(key) ? SETTINGS[key].description : '',
-          ]);
-          return { text: formatTable(['KEY', 'VALUE', 'MEANING'], lines), data: settings };
+    'settings unset': {
+      usage: 'settings unset KEY [--reason TEXT]',
+      does: 'Sets a setting to its default, on both networks.',
+      positionals: [1, 1],
+      values: ['reason'],
+      run: ({ positionals: [key = ''], values }) =>
+        context.change(async (tx, by) => {
+          const stored = await unsetSetting(tx, key, { ...by, reason: values['reason'] });
+          return { text: `${key} is ${JSON.stringify(stored.value)}.`, data: { setting: stored } };
         }),
     },
+    ...settingReadCommands((work) => context.use(({ db }) => work(db))),
     snapshot: {
       usage: 'snapshot identity|settings',
       does: 'Seals all that the request network must know of a stream, which heals its gaps.',
@@ -59,14 +55,6 @@ export function settingCommands(context: CommandContext): Commands {
         }),
     },
   };
-}
-
-function valueOf(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return text;
-  }
 }
 
 function pairsOf(words: string[]): [key: string, value: string][] {
