@@ -1,6 +1,7 @@
 export { createRequestApp } from './app.js';
 export { lookUpKeys } from './api-key-look-ups.js';
 export { SCOPES } from './api-keys.js';
+export { sendAccount } from './account-records.js';
 export { requestApplies } from './apply.js';
 export { ConfigSchema, readEnvironment, type Config } from './config.js';
 export { keepHouse } from './housekeeping.js';

@@ -12,6 +12,7 @@ import { openTestApi, type TestApi } from './testing.js';
 const ROUTES: AccessTable = {
   ...COMMON_ROUTES,
   'POST /v1/admin/users': ADMINISTER,
+  'POST /v1/admin/users:import': ADMINISTER,
   'PATCH /v1/admin/users/{id}': ADMINISTER,
   'POST /v1/admin/users/{id}:disable': ADMINISTER,
   'POST /v1/admin/users/{id}:enable': ADMINISTER,

@@ -26,6 +26,7 @@ import { sendAccount } from './own-accounts.js';
 import { addProfileTypeRoutes } from './profile-types.routes.js';
 import { addSettingRoutes } from './settings.routes.js';
 import { addUserRoutes } from './users.routes.js';
+import { addUserImportRoutes } from './user-import.routes.js';
 
 /** The HTTP API of the response network. */
 export function createResponseApp(network: ResponseNetwork): Express {
@@ -49,6 +50,7 @@ export function createResponseApp(network: ResponseNetwork): Express {
     sourceOf: async ({ id }) => viewSource(await readDatasetSource(db, id)),
   });
   addUserRoutes(routes, network);
+  addUserImportRoutes(routes, network);
   addProfileTypeRoutes(routes, network);
   addDatasetRoutes(routes, network);
   addSettingRoutes(routes, network);

@@ -11,6 +11,7 @@ export {
   type ProfileTypeChange,
 } from './profile-type-rules.js';
 export { changeSetting } from './setting-rules.js';
+export { sendAccount } from './own-accounts.js';
 export { publishSnapshot } from './snapshots.js';
-export { createUser, disableUser, enableUser, resetPassword } from './user-accounts.js';
+export { createUser, disableUser, enableUser, resetPassword, updateUser } from './user-accounts.js';
 export { workersOf } from './worker.js';

@@ -2,6 +2,7 @@ import { randomInt } from 'node:crypto';
 import {
   appendAudit,
   auditChanges,
+  checkNewPassword,
   findProfileTypeByName,
   findUser,
   findUserByLogin,
@@ -18,6 +19,7 @@ import {
   storeCredential,
   storeUsers,
   type Credential,
+  type PasswordRules,
   type ProfileType,
   type RoleGrant,
   type Settings,
@@ -28,6 +30,19 @@ import {
 import { sendRecords, type OutgoingRecord } from '@sallyport/transfer';
 import { requireAdminsKept } from './administrators.js';
 import { requireExpected, requireReason, type Change } from './change.js';
+
+/** What passwords that are given must keep to. */
+export type AccountRules = { settings: Settings; breachedFile?: string | undefined };
+
+/** The rules of a network. */
+export function accountRulesOf({ settings, config }: AccountRulesSource): AccountRules {
+  return { settings: settings(), breachedFile: config.BREACHED_PASSWORDS_FILE };
+}
+
+type AccountRulesSource = {
+  settings(): Settings;
+  config: { BREACHED_PASSWORDS_FILE?: string };
+};
 
 export type NewUser = {
   login: string;
@@ -42,7 +57,8 @@ export type NewUser = {
 /** An account and, when one was made, the password to hand over; it is kept nowhere. */
 export type Account = { user: User; oneTimePassword: string | null };
 
-const LOGIN = /^[a-z0-9][a-z0-9._@-]{0,63}$/;
+/** The form of login names, once folded. */
+export const LOGIN = /^[a-z0-9][a-z0-9._@-]{0,63}$/;
 // No letters and digits that are mistaken for each other.
 const PASSWORD_CHARACTERS = 'abcdefghijkmnpqrstuvwxyz23456789';
 const PASSWORD_GROUPS = 4;
@@ -57,7 +73,7 @@ const OWN_MEMBERS: readonly string[] = ['display_name', 'email', 'language', 'no
 export async function createUser(
   tx: Transaction,
   wanted: NewUser,
-  { settings, ...change }: Change & { settings: Settings },
+  { settings, breachedFile, ...change }: Change & AccountRules,
 ): Promise<Account> {
   const login = foldLogin(wanted.login);
   if (!LOGIN.test(login)) {
@@ -83,7 +99,10 @@ export async function createUser(
     language: null,
     notices: {},
   };
-  const { verifier, oneTimePassword } = await makePassword(wanted.password, settings);
+  const { verifier, oneTimePassword } = await makePassword(wanted.password, login, {
+    settings,
+    breachedFile,
+  });
   const credential = { user_id: user.id, generation: 1, counter: 0, verifier };
   await publish(tx, { user, credential, action: 'user.create' }, change);
   return { user, oneTimePassword };
@@ -184,10 +203,13 @@ export async function enableUser(tx: Transaction, which: WhichUser, change: Chan
 export async function resetPassword(
   tx: Transaction,
   { password, ...which }: ({ login: string } | { id: string }) & { password?: string | undefined },
-  { settings, ...change }: Change & { settings: Settings },
+  { settings, breachedFile, ...change }: Change & AccountRules,
 ): Promise<Account> {
   const user = await requireUser(tx, 'id' in which ? which : which.login, change);
-  const { verifier, oneTimePassword } = await makePassword(password, settings);
+  const { verifier, oneTimePassword } = await makePassword(password, user.login, {
+    settings,
+    breachedFile,
+  });
   const credential = { ...(await nextGeneration(tx, user.id)), verifier };
   const next = {
     ...user,
@@ -303,12 +325,10 @@ async function nextGeneration(tx: Transaction, userId: string): Promise<Credenti
 
 async function makePassword(
   given: string | undefined,
-  settings: Settings,
+  login: string,
+  rules: PasswordRules,
 ): Promise<{ verifier: string; oneTimePassword: string | null }> {
-  const least = settings['password.min_length'];
-  if (given !== undefined && [...given].length < least) {
-    throw new SallyportError('bad-field', `The password has fewer than ${least} characters.`);
-  }
+  if (given !== undefined) await checkNewPassword(given, { login, pointer: '/password' }, rules);
   const password = given ?? oneTime();
   return {
     verifier: await hashPassword(password),

@@ -18,6 +18,7 @@ import {
 import { changeBy, type Change } from './change.js';
 import type { ResponseNetwork } from './network.js';
 import {
+  accountRulesOf,
   createUser,
   disableUser,
   enableUser,
@@ -91,7 +92,7 @@ export function addUserRoutes(routes: Routes<Principal>, network: ResponseNetwor
     async handler({ body, actor }) {
       const by = {
         ...changeBy(actor, clock, { reason: body.reason }),
-        settings: network.settings(),
+        ...accountRulesOf(network),
       };
       const wanted = {
         login: body.login,
@@ -153,7 +154,7 @@ export function addUserRoutes(routes: Routes<Principal>, network: ResponseNetwor
     },
     async handler({ params, body, actor }) {
       const id = params['id'] ?? '';
-      const by = { ...changeBy(actor, clock, body), settings: network.settings() };
+      const by = { ...changeBy(actor, clock, body), ...accountRulesOf(network) };
       const { oneTimePassword } = await db.transaction((tx) => resetPassword(tx, { id }, by));
       const user = viewUser(await readListedUser(db, id));
       return { status: 200, body: { user, one_time_password: oneTimePassword } };

@@ -9,7 +9,7 @@ import { foldLogin } from './users.js';
 export type PasswordRules = {
   settings: Pick<Settings, 'password.min_length'>;
   /** A sorted list of passwords that are known to others: {@link isBreached}. */
-  breachedFile: string | undefined;
+  breachedFile?: string | undefined;
 };
 
 const SHA1_LINE = /^[0-9A-Fa-f]{40}(?::\d+)?$/;

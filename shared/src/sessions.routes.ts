@@ -2,13 +2,13 @@ import type { Request, Response } from 'express';
 import { Type } from 'typebox';
 import { actorOf } from './audit.js';
 import type { Database } from './database.js';
+import { SallyportError } from './errors.js';
 import { refreshCookieOf, requireSameOrigin, setSessionCookies } from './http-browsers.js';
 import type { Routes } from './http-routes.js';
 import { logIn } from './logins.js';
 import { IDENTITY_CHANGED, notifyChanged } from './network-events.js';
 import type { Principal, Principals } from './principals.js';
 import { ROLES, Timestamp, Uuid } from './records.js';
-import { unauthenticated } from './session-tokens.js';
 import {
   endSessions,
   listSessions,
@@ -122,9 +122,9 @@ export function addSessionRoutes(routes: Routes<Principal>, context: SessionCont
     },
     async handler({ req, res, body }) {
       const cookie = body.refresh_token === undefined;
-      if (cookie) requireSameOrigin(req);
       const given = body.refresh_token ?? refreshCookieOf(req);
-      if (given === undefined) throw unauthenticated();
+      if (given === undefined) throw missingToken();
+      if (cookie) requireSameOrigin(req);
       const tokens = await refreshSession(db, given, await issuer());
       return { status: 200, body: hand(res, tokens, cookie) };
     },
@@ -163,6 +163,13 @@ export function addSessionRoutes(routes: Routes<Principal>, context: SessionCont
     beforePasswordChange: true,
     responses: { 204: { description: 'All your sessions are over.' } },
     handler: (call) => end(call, {}),
+  });
+}
+
+function missingToken(): SallyportError {
+  const [pointer, detail] = ['/refresh_token', 'is missing, and there is no cookie'];
+  return new SallyportError('bad-field', `${pointer} ${detail}.`, {
+    errors: [{ pointer, code: 'bad-field', detail }],
   });
 }
 

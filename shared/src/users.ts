@@ -160,6 +160,16 @@ export async function listCredentials(db: Database): Promise<Credential[]> {
     .orderBy('user_id');
 }
 
+/** Writes credentials unless the stored ones are as new. */
+export async function storeCredentials(
+  tx: Transaction,
+  credentials: Credential[],
+  now: Date,
+): Promise<void> {
+  const source = `select (d->>'user_id')::uuid as id, d from jsonb_array_elements(?) as d`;
+  await rows(tx, upsertCredentialsFrom(source), [JSON.stringify(credentials), now]);
+}
+
 /** Writes a credential unless the stored one is as new; says whether it was written. */
 export async function storeCredential(
   tx: Transaction,

@@ -39,10 +39,14 @@ export function jsonOf(text: string, what: string): unknown {
 
 /** The JSON in a file. */
 export async function jsonIn(path: string): Promise<unknown> {
+  return jsonOf(await textIn(path), path);
+}
+
+/** The text in a file. */
+export async function textIn(path: string): Promise<string> {
   try {
-    return jsonOf(await readFile(path, 'utf8'), path);
+    return await readFile(path, 'utf8');
   } catch (cause) {
-    if (cause instanceof SallyportError) throw cause;
     throw new SallyportError('usage', `Cannot read ${path}: ${(cause as Error).message}.`, {
       cause,
     });

@@ -1,4 +1,5 @@
 import {
+  findUserByLogin,
   formatTable,
   listProfileTypes,
   listUsers,
@@ -13,14 +14,17 @@ import {
 } from '@sallyport/shared';
 import { DEFAULT_PROFILE_TYPE } from '../init.js';
 import {
+  accountRulesOf,
   createUser,
   disableUser,
   enableUser,
   resetPassword,
+  updateUser,
   type Account,
 } from '../user-accounts.js';
+import { importUsers } from '../user-import.js';
 import type { CommandContext } from './context.js';
-import { firstInputLine, listOf, oneOf } from './options.js';
+import { firstInputLine, listOf, oneOf, textIn } from './options.js';
 
 /** The commands that make and change accounts. */
 export function userCommands(context: CommandContext): Commands {
@@ -42,8 +46,7 @@ export function userCommands(context: CommandContext): Commands {
           password: await passwordOf(args),
         };
         return context.change(async (tx, by, network) => {
-          const settings = network.settings();
-          return showAccount(await createUser(tx, wanted, { ...by, settings }));
+          return showAccount(await createUser(tx, wanted, { ...by, ...accountRulesOf(network) }));
         });
       },
     },
@@ -69,10 +72,55 @@ export function userCommands(context: CommandContext): Commands {
       async run(args) {
         const wanted = { login: args.positionals[0] ?? '', password: await passwordOf(args) };
         return context.change(async (tx, by, network) => {
-          const settings = network.settings();
-          return showAccount(await resetPassword(tx, wanted, { ...by, settings }));
+          return showAccount(
+            await resetPassword(tx, wanted, { ...by, ...accountRulesOf(network) }),
+          );
         });
       },
+    },
+    'user import': {
+      usage: 'user import FILE [--dry-run] [--reason TEXT]',
+      does: 'Makes accounts from JSON lines with argon2id or bcrypt verifiers, all or none.',
+      positionals: [1, 1],
+      values: ['reason'],
+      switches: ['dry-run'],
+      async run({ positionals: [file = ''], values: { reason }, switches }) {
+        const text = await textIn(file);
+        const dryRun = switches.has('dry-run');
+        return context.change(async (tx, by, network) => {
+          const wanted = { ...by, reason, settings: network.settings(), dryRun };
+          const done = await importUsers(tx, text, wanted);
+          const what = dryRun ? 'can be imported' : 'imported';
+          return { text: `${done.lines} accounts ${what}.`, data: done };
+        });
+      },
+    },
+    'user show': {
+      usage: 'user show LOGIN',
+      does: 'Shows an account.',
+      positionals: [1, 1],
+      run: ({ positionals: [login = ''] }) =>
+        context.use(async ({ db }) => {
+          const user = await findUserByLogin(db, login);
+          if (!user) throw new SallyportError('not-found', `There is no user "${login}".`);
+          const lines = Object.entries(user).map(([name, value]) => [
+            name,
+            typeof value === 'string' ? value : JSON.stringify(value),
+          ]);
+          return { text: formatTable(['MEMBER', 'VALUE'], lines), data: user };
+        }),
+    },
+    'user roles': {
+      usage: 'user roles LOGIN NETWORK:ROLE,… --reason TEXT',
+      does: 'Gives a user these roles and no others.',
+      positionals: [2, 2],
+      values: ['reason'],
+      run: ({ positionals: [login = '', roles], values: { reason } }) =>
+        context.change(async (tx, by) => {
+          const wanted = { roles: (listOf(roles) ?? []).map(grantOf) };
+          const user = await updateUser(tx, login, wanted, { ...by, reason });
+          return showUser(user, `is ${roles}`);
+        }),
     },
     'user ls': {
       usage: 'user ls',
