@@ -2,6 +2,7 @@ import {
   SallyportError,
   rows,
   type Clock,
+  type Counters,
   type Database,
   type Log,
   type Principal,
@@ -43,6 +44,7 @@ export type LimiterOptions = {
   db: Database;
   clock: Clock;
   log: Log;
+  counters: Counters;
   backPressure: BackPressure;
   /** For tests: what the limits take for the clock of the database. */
   limiterClock?: Clock | undefined;
@@ -57,7 +59,7 @@ const MAX_REMEMBERED = 10_000;
 
 /** Opens the limiter of one process. */
 export function openLimiter(options: LimiterOptions): Limiter {
-  const { db, clock, log, backPressure, limiterClock } = options;
+  const { db, clock, log, backPressure, limiterClock, counters } = options;
   const held = new Map<string, number>();
   const refusals = new Map<string, number>();
   const unwritten = new Map<string, number>();
@@ -127,6 +129,7 @@ export function openLimiter(options: LimiterOptions): Limiter {
           ? await submitRequest(handle, principal, only, { at: at() })
           : await submitMany(handle, principal, requests, { at: at() });
       const windows = viewWindows(charge);
+      counters.count('limiter', isRefused(charge) ? 'refused' : worstOf(windows));
       if (!isRefused(charge)) return limitHeaders(windows);
       noteRefusal(principal.userId, windows);
       throw refuseCharge(charge);
@@ -140,6 +143,12 @@ export function openLimiter(options: LimiterOptions): Limiter {
       await flushQuietly();
     },
   };
+}
+
+/** The state that says most of an admitted submit: grace before warning before normal. */
+function worstOf(windows: readonly WindowView[]): WindowView['state'] {
+  const states = windows.map(({ state }) => state);
+  return (['grace', 'warning'] as const).find((state) => states.includes(state)) ?? 'normal';
 }
 
 function isRefused(charge: Charge): charge is Charge & { refusal: NonNullable<Charge['refusal']> } {

@@ -193,7 +193,7 @@ export async function openNetwork(
       },
     );
     const backPressure = openBackPressure(db, { clock, settings: replica.settings });
-    const limiter = openLimiter({ db, clock, log, limiterClock, backPressure });
+    const limiter = openLimiter({ db, clock, log, counters, limiterClock, backPressure });
     const reads = openReadLimits({
       redisUrl: config.REDIS_URL,
       prefix: 'sallyport-request-reads',

