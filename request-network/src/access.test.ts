@@ -44,6 +44,7 @@ const ROUTES: AccessTable = {
   'DELETE /v1/me/keys/{id}': OWN_KEY,
   'POST /v1/me/keys/{id}:rotate': OWN_KEY,
   'GET /v1/me/limits': { ...ANY_ROLE, scope: 'requests:read' },
+  'GET /v1/me/usage': { ...ANY_ROLE, scope: 'requests:read' },
   'GET /v1/admin/limits': RUNNING,
   'GET /v1/admin/limits/{subject}': RUNNING,
   'POST /v1/admin/limits/{subject}:reset': ADMINISTER,

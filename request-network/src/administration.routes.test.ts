@@ -1,7 +1,7 @@
 import { expect } from 'chai';
 import { settingRecordId, storeSetting, verifyAudit } from '@sallyport/shared';
 import { requestApplies } from './apply.js';
-import { openTestNetwork, type TestNetwork } from './testing.js';
+import { openTestNetwork, QUERY, type TestNetwork } from './testing.js';
 
 const BECAUSE = 'tried out here first';
 
@@ -75,6 +75,18 @@ describe('administration of the request network over HTTP', () => {
       [8, 9].map((value) => local('schedule.housekeeping', set(value), 'PUT', '"0"')),
     );
     expect(both.map(({ status }) => status).sort()).to.deep.equal([200, 409]);
+  });
+
+  it('tells users what they submitted, by day', async () => {
+    const usage = async (as: string) => (await get('/v1/me/usage', as)).body['items'];
+    const bob = await network.tokenOf('bob');
+    const submit = { as: bob, body: { dataset: 'claims', query: QUERY } };
+    for (let n = 0; n < 2; n += 1) {
+      expect((await network.call('/v1/requests', submit)).status).to.equal(202);
+    }
+    const day = network.time.now.toISOString().slice(0, 10);
+    expect(await usage(bob)).to.deep.equal([{ day, submitted: 2, delivered: 0, open: 2 }]);
+    expect(await usage(await network.tokenOf('ada'))).to.deep.equal([]);
   });
 
   it('keeps the versions that arrive', async () => {

@@ -25,6 +25,7 @@ import { countOpen } from './request-samples.js';
 import { addRequestAdminRoutes } from './request-admin.routes.js';
 import { addRequestRoutes } from './requests.routes.js';
 import { addLocalSettingRoutes } from './settings.routes.js';
+import { addUsageRoutes } from './usage.routes.js';
 import { addStatusRoutes } from './status.routes.js';
 import { addResultRoutes } from './results.routes.js';
 
@@ -53,6 +54,7 @@ export function createRequestApp(network: RequestNetwork): Express {
   addDatasetRoutes(routes, network);
   addAdministrationRoutes(routes, network);
   addLocalSettingRoutes(routes, network);
+  addUsageRoutes(routes, network);
   addLimitRoutes(routes, network);
   addStatusRoutes(routes, network);
   addAuditRoutes(routes, network);
