@@ -1,5 +1,5 @@
 import { SallyportError, type ErrorCode, type ErrorDetail } from '@sallyport/shared';
-import type { CliSession } from './cli-config.js';
+import { readSession, saveSession, type CliSession } from './cli-config.js';
 
 type CallOptions = {
   method?: 'GET' | 'POST' | 'DELETE';
@@ -13,19 +13,55 @@ type CallOptions = {
 
 const TIME_LIMIT_MS = 60_000;
 
+type Caller = Pick<CliSession, 'url' | 'refreshToken'> & { token?: string };
+
 /**
- * Calls the API and returns its answer.
+ * Calls the API and returns its answer; a session whose token has run out is refreshed and kept.
  * @throws SallyportError with the code of the problem document, or `store-unavailable` when nobody
  * answers.
  */
 export async function callApi(
-  session: Pick<CliSession, 'url'> & { token?: string },
+  session: Caller,
   path: string,
-  { method = 'GET', body, headers = {}, allow = [], timeLimitMs = TIME_LIMIT_MS }: CallOptions = {},
+  options: CallOptions = {},
 ): Promise<Response> {
-  let response: Response;
+  const { allow = [] } = options;
+  let response = await send(session, path, options);
+  if (response.status === 401 && (await renew(session))) {
+    response = await send(session, path, options);
+  }
+  if (response.ok || allow.includes(response.status)) return response;
+  throw await problemOf(response);
+}
+
+/** Puts the next pair of tokens into the session; false when it is over. */
+async function renew(session: Caller): Promise<boolean> {
+  const { url, token: old, refreshToken } = session;
+  if (refreshToken === undefined) return false;
+  const body = { refresh_token: refreshToken };
+  const response = await send({ url }, '/v1/sessions:refresh', { method: 'POST', body });
+  if (response.ok) {
+    const next = (await response.json()) as { token: string; refresh_token: string };
+    const fresh = { url, token: next.token, refreshToken: next.refresh_token };
+    await saveSession(fresh);
+    Object.assign(session, fresh);
+    return true;
+  }
+  await response.body?.cancel();
+  // Another command may have been faster; then it has kept the pair.
+  const kept = await readSession();
+  if (kept === undefined || kept.token === old) return false;
+  Object.assign(session, kept, { url });
+  return true;
+}
+
+async function send(
+  session: Caller,
+  path: string,
+  { method = 'GET', body, headers = {}, timeLimitMs = TIME_LIMIT_MS }: CallOptions,
+): Promise<Response> {
   try {
-    response = await fetch(`${session.url}${path}`, {
+    return await fetch(`${session.url}${path}`, {
       method,
       headers: {
         ...(session.token === undefined ? {} : { authorization: `Bearer ${session.token}` }),
@@ -41,8 +77,6 @@ export async function callApi(
       next: 'Check the URL and that the request network runs.',
     });
   }
-  if (response.ok || allow.includes(response.status)) return response;
-  throw await problemOf(response);
 }
 
 /** The JSON body of an answer. */

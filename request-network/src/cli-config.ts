@@ -4,7 +4,12 @@ import { dirname, join } from 'node:path';
 import { SallyportError } from '@sallyport/shared';
 
 /** Where the API is and what proves who calls. */
-export type CliSession = { url: string; token: string };
+export type CliSession = {
+  url: string;
+  token: string;
+  /** Gets the next pair of tokens; an API key has none. */
+  refreshToken?: string;
+};
 
 const DEFAULT_URL = 'http://127.0.0.1:8080';
 
@@ -42,11 +47,18 @@ export async function saveSession(session: CliSession): Promise<void> {
   }
 }
 
-async function readSession(): Promise<CliSession | undefined> {
+/** Forgets the session. */
+export async function dropSession(): Promise<void> {
+  await rm(sessionPath(), { force: true });
+}
+
+/** The session that was kept, if there is one. */
+export async function readSession(): Promise<CliSession | undefined> {
   try {
     const session = JSON.parse(await readFile(sessionPath(), 'utf8')) as Partial<CliSession>;
-    const { url, token } = session;
-    return typeof url === 'string' && typeof token === 'string' ? { url, token } : undefined;
+    const { url, token, refreshToken } = session;
+    if (typeof url !== 'string' || typeof token !== 'string') return undefined;
+    return typeof refreshToken === 'string' ? { url, token, refreshToken } : { url, token };
   } catch {
     return undefined;
   }

@@ -83,6 +83,17 @@ describe('sallyport', () => {
     expect(JSON.parse(me.stdout)).to.include({ login: 'ada' });
   });
 
+  it('refreshes a session that ran out, changes the password, and logs out', async () => {
+    network.time.now = new Date(network.time.now.getTime() + 16 * 60_000);
+    expect((await run(['me'])).code).to.equal(0);
+    const wanted = 'a new horse battery staple';
+    expect((await run(['passwd'], { input: `wrong\n${wanted}\n` })).code).to.equal(4);
+    expect((await run(['passwd'], { input: `${PASSWORD}\n${wanted}\n` })).code).to.equal(0);
+    expect((await run(['logout'])).code).to.equal(0);
+    expect((await run(['me'])).code).to.equal(3);
+    expect((await run(['login'], { input: `ada\n${wanted}\n` })).code).to.equal(0);
+  });
+
   it('submits, follows to the end, and writes the result to a file', async () => {
     const file = join(folder, 'q.json');
     await writeFile(file, JSON.stringify(QUERY));

@@ -13,7 +13,13 @@ import {
 } from '@sallyport/shared';
 import { parseDuration, requireId, usage } from './cli-arguments.js';
 import { callApi, callJson } from './cli-client.js';
-import { currentSession, loginUrl, saveSession, type CliSession } from './cli-config.js';
+import {
+  currentSession,
+  dropSession,
+  loginUrl,
+  saveSession,
+  type CliSession,
+} from './cli-config.js';
 import { keyCommands } from './cli-keys.js';
 import { ask, describeProgress, endProgress, readInput, showProgress } from './cli-terminal.js';
 import type { LimitsView } from './limit-reads.js';
@@ -40,6 +46,32 @@ const commands: Commands = {
     does: 'Logs in; the password is asked for, or read from standard input.',
     values: ['url', 'user'],
     run: login,
+  },
+  logout: {
+    usage: 'logout [--everywhere]',
+    does: 'Ends your session, or with --everywhere all of them on this network.',
+    switches: ['everywhere'],
+    async run({ switches }) {
+      const everywhere = switches.has('everywhere');
+      const path = everywhere ? '/v1/sessions' : '/v1/sessions/current';
+      const session = await currentSession();
+      const { status } = await callApi(session, path, { method: 'DELETE', allow: [401] });
+      await dropSession();
+      const text = status === 401 ? 'You were logged out already.' : 'Logged out.';
+      return { text, data: { everywhere, ended: status !== 401 } };
+    },
+  },
+  passwd: {
+    usage: 'passwd',
+    does: 'Changes your password; it is asked for, or read from standard input: the old, the new.',
+    async run() {
+      const session = await currentSession();
+      const current = await ask('Password of now: ', { secret: true });
+      const wanted = await ask('New password: ', { secret: true });
+      const body = { current, new: wanted };
+      await callApi(session, '/v1/me/password', { method: 'POST', body });
+      return { text: 'Changed. Every other session has ended.', data: { changed: true } };
+    },
   },
   submit: {
     usage:
@@ -170,13 +202,20 @@ async function login({ values }: CommandArguments): Promise<CommandOutput> {
     method: 'POST',
     body: { login, password },
   });
-  const { token, ...session } = (await response.json()) as {
+  const {
+    token,
+    refresh_token: refreshToken,
+    ...session
+  } = (await response.json()) as {
     token: string;
+    refresh_token: string;
     expires_at: string;
     must_change_password: boolean;
   };
-  await saveSession({ url, token });
-  const notice = session.must_change_password ? '\nYour password must be changed.' : '';
+  await saveSession({ url, token, refreshToken });
+  const notice = session.must_change_password
+    ? '\nChange your password first: sallyport passwd.'
+    : '';
   return {
     text: `Logged in at ${url} until ${session.expires_at}.${notice}`,
     data: { url, ...session },
