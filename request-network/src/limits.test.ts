@@ -1,6 +1,8 @@
 import { expect } from 'chai';
 import fc from 'fast-check';
 import { newId, rows, type Limits } from '@sallyport/shared';
+import type { Apply } from '@sallyport/transfer';
+import { requestApplies } from './apply.js';
 import { maxCostNow, refuseCharge, viewWindows, type Charge, type WindowView } from './limits.js';
 import { QUERY, makeKey, openTestNetwork, type TestNetwork } from './testing.js';
 
@@ -421,6 +423,37 @@ describe('POST /v1/requests within limits', () => {
     const statuses = [];
     for (const key of [as, other, other]) statuses.push((await submit(key)).status);
     expect(statuses).to.deep.equal([202, 202, 429]);
+  });
+
+  it('23: limits of an older version are ignored, with a line in the audit log', async () => {
+    await fresh('ada', { submit_per_minute: 7 });
+    const [mine] = await rows<{ id: string; version: number; limits: object }>(
+      network.db,
+      `update profile_types set version = 5 returning id, version, limits`,
+    );
+    const { id = '', limits } = mine ?? {};
+    await network.db.transaction(async (tx) => {
+      await tx.raw(
+        `create temporary table incoming (line integer, t text, id uuid, d jsonb, batch_id uuid,
+           code text) on commit drop`,
+      );
+      await tx.raw(
+        `insert into incoming (line, t, id, d)
+         select 1, 'profile_type', p.id, to_jsonb(p) || '{"version": 4, "limits": {}}'
+         from profile_types p`,
+      );
+      const batch = { id: newId(), kind: 'delta' } as Parameters<Apply>[1];
+      await requestApplies(network.replica).profile_type?.(tx, batch, network.time.now);
+    });
+    const stored = await network.db('profile_types').where({ id }).first('version', 'limits');
+    expect(stored).to.deep.equal({ version: 5, limits });
+    const [entry] = await rows<{ action: string; details: object }>(
+      network.db,
+      'select action, details from audit_log where subject = ?',
+      [id],
+    );
+    expect(entry?.action).to.equal('profile-type.ignore-older');
+    expect(entry?.details).to.include({ found: 4, stored: 5 });
   });
 
   it('charges what is accepted and nothing else', async () => {
