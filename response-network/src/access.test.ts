@@ -2,6 +2,7 @@ import { expect } from 'chai';
 import {
   ADMINISTER,
   COMMON_ROUTES,
+  RUNNING,
   findWrongAccess,
   listOperations,
   type AccessTable,
@@ -11,6 +12,10 @@ import { openTestApi, type TestApi } from './testing.js';
 /** Every route of this network, and who may call it. */
 const ROUTES: AccessTable = {
   ...COMMON_ROUTES,
+  'GET /v1/admin/executions': RUNNING,
+  'GET /v1/admin/executions/{id}': RUNNING,
+  'POST /v1/admin/executions/{id}:kill': ADMINISTER,
+  'POST /v1/admin/executions/{id}:retry': ADMINISTER,
   'POST /v1/admin/users': ADMINISTER,
   'POST /v1/admin/users:import': ADMINISTER,
   'PATCH /v1/admin/users/{id}': ADMINISTER,

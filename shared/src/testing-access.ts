@@ -95,6 +95,7 @@ export const COMMON_ROUTES: AccessTable = {
   'POST /v1/approvals/{id}:approve': OPERATE,
   'POST /v1/approvals/{id}:decline': OPERATE,
   'GET /v1/link': RUNNING,
+  'GET /healthz': RUNNING,
 };
 
 export type AccessTest = {
