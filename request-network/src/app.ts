@@ -14,6 +14,7 @@ import {
   queueBoard,
   type Principal,
   type ReadTicket,
+  queueReadiness,
 } from '@sallyport/shared';
 import { addAuditRoutes, addHealthRoutes, addOperationRoutes } from '@sallyport/transfer';
 import { sendAccount } from './account-records.js';
@@ -73,7 +74,10 @@ export function createRequestApp(network: RequestNetwork): Express {
     config: network.config,
     routes: [routes],
     routers: [queueBoard(network.queues, authenticate)],
-    readiness: [{ name: 'database', required: true, check: () => pingDatabase(db) }],
+    readiness: [
+      { name: 'database', required: true, check: () => pingDatabase(db) },
+      ...queueReadiness(network.queues, network.config.REDIS_URL),
+    ],
   });
 }
 

@@ -206,6 +206,7 @@ describe('operations of the request network', () => {
     const { body } = await as('auditor', '/healthz');
     expect(body['database']).to.include({ ok: true });
     expect(body['queues']).to.include({ ok: true, store: 'postgresql' });
+    expect(body).to.have.property('audit', null);
     expect(body['disks']).to.have.property('inbox').that.includes({ ok: true });
     expect(body['schedules']).to.be.an('array').that.is.not.empty;
     expect((await as('user', '/healthz')).status).to.equal(403);

@@ -12,6 +12,7 @@ import {
   createRoutes,
   pingDatabase,
   queueBoard,
+  queueReadiness,
   startServer,
   type ClosingStep,
 } from '@sallyport/shared';
@@ -74,6 +75,7 @@ export function createResponseApp(network: ResponseNetwork): Express {
     readiness: [
       { name: 'postgresql', required: true, check: () => pingDatabase(db) },
       { name: 'elasticsearch', required: false, check: () => checkElastic(elastic) },
+      ...queueReadiness(network.queues, network.config.REDIS_URL),
     ],
   });
 }

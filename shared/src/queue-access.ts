@@ -1,3 +1,4 @@
+import type { ReadinessCheck } from './http.js';
 import { openQueues, type Queues, type QueuesOptions } from './queue.js';
 import type { WorkerName } from './workers.js';
 
@@ -29,4 +30,17 @@ export function accessQueues(options: QueuesOptions): QueueAccess {
     },
     close: async () => (await opened?.catch(() => undefined))?.close(),
   };
+}
+
+/**
+ * What the queues need of a store of their own: a network is ready without it, but degraded. In
+ * PostgreSQL they need nothing that the network does not.
+ */
+export function queueReadiness(
+  queues: Pick<QueueAccess, 'open'>,
+  redisUrl: string | undefined,
+): ReadinessCheck[] {
+  if (redisUrl === undefined) return [];
+  const check = async () => (await queues.open()).queue('import-batches').isPaused();
+  return [{ name: 'redis', required: false, check }];
 }

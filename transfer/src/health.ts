@@ -3,6 +3,7 @@ import { monitorEventLoopDelay, performance } from 'node:perf_hooks';
 import {
   WORKERS,
   listWorkers,
+  readAuditCheck,
   readWorkerStates,
   rows,
   type Database,
@@ -50,6 +51,8 @@ export type Health = {
   services: Record<string, Part<{ latency_ms: number }>>;
   disks: Record<string, Part<{ free_bytes: number; total_bytes: number; used_percent: number }>>;
   clock_offset: ClockOffset;
+  /** How far the audit chain was recomputed, and whether it held; null before the first time. */
+  audit: Part<{ entries: number; checked_at: string; from_start_at: string }> | null;
   schedules: {
     worker: string;
     last_success_at: string | null;
@@ -79,6 +82,7 @@ export async function readHealth(context: HealthContext): Promise<Health> {
       async ([name, path]) => [name, await part(() => lookAtDisk(path))] as const,
     ),
   );
+  const audit = await lookAtAudit(db).catch(() => null);
   const schedules = await lookAtSchedules(context).catch(() => []);
   const parts = [
     database,
@@ -86,7 +90,8 @@ export async function readHealth(context: HealthContext): Promise<Health> {
     ...checked.map(([, one]) => one),
     ...disks.map(([, one]) => one),
   ];
-  const well = parts.every(({ ok }) => ok) && !schedules.some(({ overdue }) => overdue);
+  const well =
+    parts.every(({ ok }) => ok) && audit?.ok !== false && !schedules.some(({ overdue }) => overdue);
   return {
     status: well ? 'ok' : 'degraded',
     at: node.clock.now().toISOString(),
@@ -102,6 +107,7 @@ export async function readHealth(context: HealthContext): Promise<Health> {
     queues,
     services: Object.fromEntries(checked),
     disks: Object.fromEntries(disks),
+    audit,
     clock_offset: await readClockOffset(db).catch(() => ({ least_ms: null, most_ms: null })),
     schedules,
   };
@@ -141,6 +147,17 @@ async function lookAtDatabase(db: Database) {
   if (!facts) throw new Error('the database said nothing');
   const { applied, newest, ...rest } = facts;
   return { latency_ms, ...rest, migrations: { applied, newest } };
+}
+
+async function lookAtAudit(db: Database): Promise<Health['audit']> {
+  const check = await readAuditCheck(db);
+  if (!check) return null;
+  const { entries, brokenAt, checkedAt, fullAt } = check;
+  if (brokenAt !== null) {
+    return { ok: false, error: `the chain does not hold at entry ${brokenAt}` };
+  }
+  const times = { checked_at: checkedAt.toISOString(), from_start_at: fullAt.toISOString() };
+  return { ok: true, entries, ...times };
 }
 
 async function lookAtQueues({ queueAdmin }: HealthContext) {
