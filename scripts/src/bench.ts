@@ -8,6 +8,7 @@ import { filesBenchmark } from './benchmarks/files.js';
 import { firstAnswerBenchmark } from './benchmarks/first-answer.js';
 import { keyAuthBenchmark } from './benchmarks/key-auth.js';
 import { loginBenchmark } from './benchmarks/login.js';
+import { limiterBenchmark } from './benchmarks/limiter.js';
 import { mediaBenchmark } from './benchmarks/media.js';
 import { memoryBenchmark } from './benchmarks/memory.js';
 import { readsBenchmark } from './benchmarks/reads.js';
@@ -22,6 +23,7 @@ import { startServices, type Services } from './development-services.js';
  */
 const BENCHMARKS: readonly Benchmark[] = [
   submitBenchmark,
+  limiterBenchmark,
   keyAuthBenchmark,
   loginBenchmark,
   readsBenchmark,

@@ -8,6 +8,8 @@ declare module 'autocannon' {
     /** Sent in turn by every connection. */
     requests?: { path: string; headers: Record<string, string> }[];
     connections: number;
+    /** Runs once for each connection. */
+    setupClient?: (client: { setHeaders(headers: Record<string, string>): void }) => void;
     duration: number;
   };
   type Result = {
