@@ -29,7 +29,9 @@ describe('both networks, killed at any moment', function () {
     await prepare(site);
     site.start(services.elasticsearchUrl, () => undefined);
     key = await eventually(async () => {
-      const made = await site.command('request', ['api-key', 'create', 'asker']).catch(() => undefined);
+      const made = await site
+        .command('request', ['api-key', 'create', 'asker'])
+        .catch(() => undefined);
       return made?.['key'] as string | undefined;
     }, 60_000);
   });

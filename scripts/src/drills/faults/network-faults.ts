@@ -16,7 +16,7 @@ import {
   type User,
 } from '@sallyport/shared';
 import { exportStreams, type ApplyTable, type OutgoingRecord } from '@sallyport/transfer';
-import { carryAll } from '@sallyport/transfer/testing';
+import { carryAll, decideApproval, listApprovals } from '@sallyport/transfer/testing';
 import { requestApplies, submitRequest } from '@sallyport/request-network';
 import { applies as answering, createExecutor, openElastic } from '@sallyport/response-network';
 import type { Fault } from './fault.js';
@@ -158,24 +158,31 @@ export const NETWORK_FAULTS: readonly Fault[] = [
   {
     number: 47,
     name: 'an identity batch that disables every admin here',
-    expected: 'applied as signed; the importer goes on, and the next batch restores them',
+    expected: 'WAIT_APPROVAL, applied once a person here lets it in; the next one restores them',
     async run(world) {
       const { red, blue } = world;
       const user = userOf('admin', newId(), [{ network: 'request', role: 'admin' }]);
-      const states = [];
-      for (const [version, disabled] of [false, true, false].entries()) {
-        const { id, ...data } = { ...user, version: version + 1, disabled };
+      const send = async (version: number, disabled: boolean) => {
+        const { id, ...data } = { ...user, version, disabled };
         const records: OutgoingRecord[] = [{ type: 'user', id, data }];
         await deliver(world, await forge(world, { from: blue, stream: 'identity', records }));
-        await expectImport(red, ['APPLIED'], asking);
-        states.push(
-          ...(await rows<{ disabled: boolean }>(red.test.db, 'select disabled from users')),
-        );
-      }
-      assert.deepEqual(
-        states.map(({ disabled }) => disabled),
-        [false, true, false],
-      );
+      };
+      const isDisabled = async () =>
+        (await rows<{ disabled: boolean }>(red.test.db, 'select disabled from users'))[0]?.disabled;
+      await send(1, false);
+      await expectImport(red, ['APPLIED'], asking);
+      await send(2, true);
+      await expectImport(red, ['WAIT_APPROVAL'], asking);
+      assert.equal(await isDisabled(), false);
+      const [held] = await listApprovals(red.test.db);
+      assert.equal(held?.act, 'apply');
+      const approval = { id: held.id, by: 'user:ann', decision: 'approved' } as const;
+      await decideApproval(red.test.db, red, approval);
+      await expectImport(red, ['APPLIED'], asking);
+      assert.equal(await isDisabled(), true);
+      await send(3, false);
+      await expectImport(red, ['APPLIED'], asking);
+      assert.equal(await isDisabled(), false);
     },
   },
   {
