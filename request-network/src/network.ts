@@ -152,6 +152,11 @@ export async function openNetwork(
       redisUrl: config.REDIS_URL,
     });
     const results = createResultReader({ db, cache, hearsChanges: () => listener.connected() });
+    const reads = await openReadLimits({
+      redisUrl: config.REDIS_URL,
+      prefix: 'sallyport-request-reads',
+      log,
+    });
     const forget = () => {
       principals.drop();
       replica.drop();
@@ -194,11 +199,6 @@ export async function openNetwork(
     );
     const backPressure = openBackPressure(db, { clock, settings: replica.settings });
     const limiter = openLimiter({ db, clock, log, counters, limiterClock, backPressure });
-    const reads = openReadLimits({
-      redisUrl: config.REDIS_URL,
-      prefix: 'sallyport-request-reads',
-      log,
-    });
     const principals = openPrincipals({
       db,
       clock,

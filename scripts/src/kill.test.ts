@@ -152,6 +152,8 @@ async function prepare(site: Site): Promise<void> {
     'claims',
     '--tier',
     'B',
+    '--limits',
+    JSON.stringify({ submit_per_minute: 10_000, submit_per_hour: 10_000 }),
   ]);
   await site.command('response', ['user', 'create', 'asker']);
   const schedules = ['import-batches', 'export-requests', 'export-results', 'execute-queries'];

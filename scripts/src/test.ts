@@ -15,8 +15,9 @@ const root = resolve(fileURLToPath(import.meta.url), '../../..');
 const PACKAGES = ['shared', 'transfer', 'request-network', 'response-network'];
 const MOCHA = 'node_modules/mocha/bin/mocha.js';
 const DRILLS = join('scripts', 'dist', 'drills');
-/** What is about files: another database or queue changes nothing. */
-const FILES_ONLY = /^transfer\/dist\/(?:format|second-validator)\/|\/passphrase\.test\.js$/;
+/** What is about files, routes or a terminal: another database or queue changes nothing. */
+const SAME_ANYWHERE =
+  /^transfer\/dist\/(?:carrying|format|second-validator)\/|\/(?:abuse|access|cli|http|passphrase)\.test\.js$/;
 const COVERAGE = { lines: '85', branches: '80' };
 
 const { values, positionals } = parseArgs({
@@ -64,7 +65,7 @@ function listTests(): string[] {
       .filter((file) => file.endsWith('.test.js'))
       .sort()
       .map((file) => join(name, 'dist', file))
-      .filter((file) => !values.integration || !FILES_ONLY.test(file)),
+      .filter((file) => !values.integration || !SAME_ANYWHERE.test(file)),
   );
 }
 

@@ -1,4 +1,3 @@
-import { Redis } from 'ioredis';
 import {
   RateLimiterMemory,
   RateLimiterRedis,
@@ -34,7 +33,7 @@ const POINTS = Number.MAX_SAFE_INTEGER;
  * Opens the counts of one process. With Redis the processes share them: each learns the sum with what
  * it adds itself, and nobody waits for it. Without, or while Redis fails, each counts for itself.
  */
-export function openReadLimits({
+export async function openReadLimits({
   redisUrl,
   prefix,
   log,
@@ -42,9 +41,9 @@ export function openReadLimits({
   redisUrl?: string | undefined;
   prefix: string;
   log: Log;
-}): ReadLimits {
+}): Promise<ReadLimits> {
   const known = new Map<string, Known>();
-  const { counter, close } = openCounter(redisUrl, { prefix, log });
+  const { counter, close } = await openCounter(redisUrl, { prefix, log });
 
   const remember = (userId: string, entry: Known) => {
     if (known.size >= MAX_KNOWN) known.clear();
@@ -84,12 +83,14 @@ export function openReadLimits({
   };
 }
 
-function openCounter(
+async function openCounter(
   redisUrl: string | undefined,
   { prefix, log }: { prefix: string; log: Log },
-): { counter: RateLimiterAbstract; close(): void } {
+): Promise<{ counter: RateLimiterAbstract; close(): void }> {
   const memory = new RateLimiterMemory({ keyPrefix: prefix, points: POINTS, duration: SPAN_S });
   if (redisUrl === undefined) return { counter: memory, close: () => undefined };
+  // Only who has Redis pays for loading its client.
+  const { Redis } = await import('ioredis');
   const redis = new Redis(redisUrl, {
     lazyConnect: true,
     enableOfflineQueue: false,

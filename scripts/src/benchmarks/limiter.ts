@@ -1,5 +1,4 @@
-import autocannon from 'autocannon';
-import { hashApiKey, newApiKey, newId, rows } from '@sallyport/shared';
+import { rows } from '@sallyport/shared';
 import {
   floorRow,
   inParallel,
@@ -10,10 +9,9 @@ import {
   type Benchmark,
   type Row,
 } from './benchmark.js';
-import { submission } from './requests.js';
+import { CONNECTIONS, headersOf, loadSubmits, makeUsers, submission } from './requests.js';
 import { settle, withSite, type Site } from './site.js';
 
-const USERS = 50;
 const PARALLEL = 500;
 /** 110 % of the limit of 60. */
 const ADMITTED = 66;
@@ -28,7 +26,7 @@ export const limiterBenchmark: Benchmark = {
       const found: Row[] = [];
       if (bench.wants('limiter')) found.push(await measureLimiter(bench, site, url));
       if (bench.wants('limiter-one-user')) {
-        const calls = await load(bench, url, [site.user.apiKey]);
+        const calls = await loadSubmits(bench, `${url}/v1/requests`, [site.user.apiKey]);
         found.push(floorRow('limiter-one-user', 'requests/s', 0, calls));
       }
       if (bench.wants('limiter-exact')) found.push(await measureExact(bench, site, url));
@@ -39,7 +37,7 @@ export const limiterBenchmark: Benchmark = {
 /** Submits of 50 users on 50 connections, against the same with a charge that always admits. */
 async function measureLimiter(bench: Bench, site: Site, url: string): Promise<Row> {
   const { db } = site.request;
-  const keys = await makeUsers(site, USERS);
+  const keys = await makeUsers(site, CONNECTIONS);
   const [charge] = await rows<{ definition: string; admitted: string }>(
     db,
     `select pg_get_functiondef(f.oid) as definition,
@@ -56,12 +54,12 @@ async function measureLimiter(bench: Bench, site: Site, url: string): Promise<Ro
     async baseline() {
       await replace(free);
       await settle(db);
-      return load(bench, url, keys);
+      return loadSubmits(bench, `${url}/v1/requests`, keys);
     },
     async ours() {
       await replace(charge?.definition ?? '');
       await settle(db);
-      return load(bench, url, keys);
+      return loadSubmits(bench, `${url}/v1/requests`, keys);
     },
   });
   return ratioRow('limiter', 'requests/s', 0.8, pairs);
@@ -99,50 +97,4 @@ async function measureExact(bench: Bench, site: Site, url: string): Promise<Row>
   bench.say(`limiter-exact: ${admitted} of ${PARALLEL}`);
   const row = floorRow('limiter-exact', 'admitted', ADMITTED, admitted);
   return { ...row, ok: admitted === ADMITTED };
-}
-
-/** Submits on 50 connections, the keys in turn; the rate. */
-async function load(bench: Bench, url: string, keys: readonly string[]): Promise<number> {
-  let connection = 0;
-  const result = await autocannon({
-    url: `${url}/v1/requests`,
-    method: 'POST',
-    body: submission(1),
-    connections: USERS,
-    duration: bench.quick ? 1 : 8,
-    setupClient: (client) => client.setHeaders(headersOf(keys[connection++ % keys.length] ?? '')),
-  });
-  if (result.non2xx + result.errors > 0) {
-    throw new Error(`${result.non2xx} refusals, ${result.errors} errors`);
-  }
-  return result['2xx'] / result.duration;
-}
-
-function headersOf(key: string): Record<string, string> {
-  return { authorization: `Bearer ${key}`, 'content-type': 'application/json' };
-}
-
-/** Users like the site's own, each with a key. */
-async function makeUsers(
-  { request: { db, apiKeySecret }, user }: Site,
-  count: number,
-): Promise<string[]> {
-  const made = Array.from({ length: count }, () => ({ id: newId(), ...newApiKey('bench') }));
-  const ids = made.map(({ id }) => id);
-  await rows(
-    db,
-    `insert into users
-     select (jsonb_populate_record(u, jsonb_build_object('id', n.id, 'login', 'bench-' || n.id))).*
-     from users u, unnest(?::uuid[]) as n (id) where u.id = ?`,
-    [ids, user.id],
-  );
-  await rows(
-    db,
-    `insert into api_keys
-       (id, user_id, name, hash, prefix, last_four, scopes, created_at, first_used_at)
-     select id, id, 'bench', hash, 'sp_bench', '0000', '{requests:write}', now(), now()
-     from unnest(?::uuid[], ?::text[]) as made (id, hash)`,
-    [ids, made.map(({ key }) => hashApiKey(key, apiKeySecret))],
-  );
-  return made.map(({ key }) => key);
 }

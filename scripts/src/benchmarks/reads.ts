@@ -15,10 +15,9 @@ import {
   type Benchmark,
   type Row,
 } from './benchmark.js';
-import { BULK_LINES, submission, submitBulk } from './requests.js';
+import { BULK_LINES, CONNECTIONS, submission, submitBulk } from './requests.js';
 import { settle, withSite, type Site } from './site.js';
 
-const CONNECTIONS = 50;
 const IDS = 500;
 const P99_LIMIT_MS = 50;
 /** What a search for a page of hits weighs. */

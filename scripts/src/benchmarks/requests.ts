@@ -1,8 +1,11 @@
-import { rows } from '@sallyport/shared';
+import autocannon from 'autocannon';
+import { hashApiKey, newApiKey, newId, rows } from '@sallyport/shared';
 import { providerName } from '../dataset.js';
-import { inParallel, rate } from './benchmark.js';
+import { inParallel, rate, type Bench } from './benchmark.js';
 import { DATASET, type Site } from './site.js';
 
+/** Users, and connections, of a load of single calls. */
+export const CONNECTIONS = 50;
 /** Lines that one bulk call may have. */
 export const BULK_LINES = 1_000;
 const BULK_CALLS_AT_A_TIME = 2;
@@ -90,4 +93,55 @@ export async function fillOutbox({ request }: Site, count: number): Promise<void
 
 function day(date: Date): string {
   return date.toISOString().slice(0, 10);
+}
+
+/** Submits one request a call on 50 connections, with the keys in turn; the rate. */
+export async function loadSubmits(
+  bench: Bench,
+  url: string,
+  keys: readonly string[],
+): Promise<number> {
+  let connection = 0;
+  const result = await autocannon({
+    url,
+    method: 'POST',
+    body: submission(1),
+    connections: CONNECTIONS,
+    duration: bench.quick ? 1 : 8,
+    setupClient: (client) => client.setHeaders(headersOf(keys[connection++ % keys.length] ?? '')),
+  });
+  if (result.non2xx + result.errors > 0) {
+    throw new Error(`${url}: ${result.non2xx} refusals, ${result.errors} errors`);
+  }
+  return result['2xx'] / result.duration;
+}
+
+/** The headers of a submit with an API key. */
+export function headersOf(key: string): Record<string, string> {
+  return { authorization: `Bearer ${key}`, 'content-type': 'application/json' };
+}
+
+/** Users like the site's own, each with a key. */
+export async function makeUsers(
+  { request: { db, apiKeySecret }, user }: Site,
+  count: number,
+): Promise<string[]> {
+  const made = Array.from({ length: count }, () => ({ id: newId(), ...newApiKey('bench') }));
+  const ids = made.map(({ id }) => id);
+  await rows(
+    db,
+    `insert into users
+     select (jsonb_populate_record(u, jsonb_build_object('id', n.id, 'login', 'bench-' || n.id))).*
+     from users u, unnest(?::uuid[]) as n (id) where u.id = ?`,
+    [ids, user.id],
+  );
+  await rows(
+    db,
+    `insert into api_keys
+       (id, user_id, name, hash, prefix, last_four, scopes, created_at, first_used_at)
+     select id, id, 'bench', hash, 'sp_bench', '0000', '{requests:write}', now(), now()
+     from unnest(?::uuid[], ?::text[]) as made (id, hash)`,
+    [ids, made.map(({ key }) => hashApiKey(key, apiKeySecret))],
+  );
+  return made.map(({ key }) => key);
 }

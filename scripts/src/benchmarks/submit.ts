@@ -2,7 +2,6 @@ import { fork } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
-import autocannon from 'autocannon';
 import pg from 'pg';
 import {
   inParallel,
@@ -13,10 +12,15 @@ import {
   type Benchmark,
   type Row,
 } from './benchmark.js';
-import { BULK_LINES, submission, submitBulk } from './requests.js';
+import {
+  BULK_LINES,
+  CONNECTIONS,
+  loadSubmits,
+  makeUsers,
+  submission,
+  submitBulk,
+} from './requests.js';
 import { DATASET, settle, withSite, type Site } from './site.js';
-
-const CONNECTIONS = 50;
 
 /** Submitting over HTTP, one request a call and many. */
 export const submitBenchmark: Benchmark = {
@@ -41,23 +45,10 @@ async function measureSubmit(bench: Bench, site: Site, url: string): Promise<Row
     env: site.environment('request'),
   });
   const [port] = (await once(bare, 'message')) as [number];
+  const keys = await makeUsers(site, CONNECTIONS);
   const load = async (target: string) => {
     await settle(site.request.db);
-    const result = await autocannon({
-      url: target,
-      method: 'POST',
-      headers: {
-        authorization: `Bearer ${site.user.apiKey}`,
-        'content-type': 'application/json',
-      },
-      body: submission(1),
-      connections: CONNECTIONS,
-      duration: bench.quick ? 1 : 8,
-    });
-    if (result.non2xx + result.errors > 0) {
-      throw new Error(`${target}: ${result.non2xx} refusals, ${result.errors} errors`);
-    }
-    return result['2xx'] / result.duration;
+    return loadSubmits(bench, target, keys);
   };
   const pairs = await measurePairs(bench, 'submit', {
     baseline: () => load(`http://127.0.0.1:${port}/requests`),
