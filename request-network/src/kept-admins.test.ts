@@ -1,28 +1,42 @@
 import { expect } from 'chai';
 import { findUserByLogin, newId, rows, type Role, type User } from '@sallyport/shared';
-import { exportStream, importBatches, sendRecords, sendSnapshot } from '@sallyport/transfer';
+import {
+  exportStream,
+  importBatches,
+  sendRecords,
+  sendSnapshot,
+  trustCard,
+} from '@sallyport/transfer';
 import {
   carryAll,
   decideApproval,
   listApprovals,
-  makeTestPair,
+  makeTestNode,
   type TestNode,
 } from '@sallyport/transfer/testing';
 import { applyUsersKeepingAdmins } from './kept-admins.js';
+import { MIGRATIONS } from './network.js';
+
+const WEEK_MS = 7 * 86_400_000;
 
 describe('applyUsersKeepingAdmins', () => {
   let red: TestNode;
   let blue: TestNode;
-  let remove: () => Promise<void>;
   const root = userOf('root', 'admin');
   const other = userOf('other', 'user');
 
   beforeEach(async () => {
-    ({ red, blue, remove } = await makeTestPair());
+    red = await makeTestNode('request', { migrations: MIGRATIONS.slice(2) });
+    blue = await makeTestNode('response');
+    await trustCard(red.test.db, red, blue.keys.card, 'test');
+    await trustCard(blue.test.db, blue, red.keys.card, 'test');
     await send([root, other]);
     expect(await outcomes()).to.deep.equal(['APPLIED']);
   });
-  afterEach(() => remove());
+  afterEach(async () => {
+    await red.remove();
+    await blue.remove();
+  });
 
   const recordOf = ({ id, ...data }: User) => ({ type: 'user' as const, id, data });
   const send = async (users: User[]) => {
@@ -42,7 +56,7 @@ describe('applyUsersKeepingAdmins', () => {
     (await findUserByLogin(red.test.db, login))?.disabled ?? 'unknown';
   const decide = async (decision: 'approved' | 'declined') => {
     const [held] = await listApprovals(red.test.db);
-    const decided = { id: held?.id ?? '', by: 'user:olga', decision, reason: 'asked them' };
+    const decided = { id: held?.id ?? '', by: 'cli:olga', decision, reason: 'asked them' };
     return decideApproval(red.test.db, red, decided);
   };
   const gone = { ...root, version: 2, disabled: true };
@@ -52,6 +66,25 @@ describe('applyUsersKeepingAdmins', () => {
     expect(await outcomes()).to.deep.equal(['APPLIED']);
     await send([{ ...userOf('second', 'admin') }, gone]);
     expect(await outcomes()).to.deep.equal(['WAIT_APPROVAL']);
+  });
+
+  it('counts nobody among those who stay who came lately', async () => {
+    red.time.now = new Date(red.time.now.getTime() + WEEK_MS / 2);
+    blue.time.now = red.time.now;
+    await send([userOf('second', 'admin')]);
+    expect(await outcomes()).to.deep.equal(['APPLIED']);
+    await send([gone]);
+    expect(await outcomes()).to.deep.equal(['WAIT_APPROVAL']);
+    expect(await disabled('root')).to.equal(false);
+  });
+
+  it('lets a second administrator take over after a week', async () => {
+    await send([{ ...other, version: 2, roles: root.roles }]);
+    expect(await outcomes()).to.deep.equal(['APPLIED']);
+    for (const { time } of [red, blue]) time.now = new Date(time.now.getTime() + WEEK_MS);
+    await send([gone]);
+    expect(await outcomes()).to.deep.equal(['APPLIED']);
+    expect(await disabled('root')).to.equal(true);
   });
 
   it('applies a held batch, and what waits behind it, once a person lets it in', async () => {

@@ -1,7 +1,14 @@
 import { expect } from 'chai';
-import { rows, verifyAudit } from '@sallyport/shared';
-import { askApproval, decideApproval, listApprovals, numberSubject } from './approvals.js';
+import { newId, rows, verifyAudit, type RoleGrant } from '@sallyport/shared';
+import {
+  askApproval,
+  decideApproval,
+  listApprovals,
+  numberSubject,
+  type Act,
+} from './approvals.js';
 import { codeOfAsync } from '../test-codes.js';
+import { makeTestUser } from '../test-people.js';
 import { makeTestPair, type TestNode } from '../testing.js';
 
 describe('approvals', () => {
@@ -9,10 +16,10 @@ describe('approvals', () => {
   let remove: () => Promise<void>;
   const subject = numberSubject({ stream: 'requests', epoch: 1, seq: 50_000 });
 
-  const ask = (by = 'cli:ann', about = subject) =>
+  const ask = (by = 'cli:ann', about = subject, act: Act = 'jump') =>
     blue.test.db.transaction((tx) =>
       askApproval(tx, {
-        act: 'jump',
+        act,
         subject: about,
         details: {},
         reason: 'they restored it',
@@ -43,6 +50,20 @@ describe('approvals', () => {
     expect(await listApprovals(blue.test.db)).to.deep.equal([]);
     const [kept] = await listApprovals(blue.test.db, { all: true });
     expect(kept).to.include({ decision: 'approved', asked_by: 'cli:ann', decided_by: 'user:ben' });
+  });
+
+  it('take an admin where the importer holds a batch', async () => {
+    const roleOn = (role: 'operator' | 'admin') => ({
+      roles: [{ network: 'response', role }] as RoleGrant[],
+    });
+    await makeTestUser(blue.test.db, 'olga', roleOn('operator'));
+    await makeTestUser(blue.test.db, 'adam', roleOn('admin'));
+    const held = async () => (await ask('worker:import-batches', newId(), 'apply')).id;
+    const first = await held();
+    expect(await codeOfAsync(decide(first, 'user:olga'))).to.equal('role-missing');
+    expect((await decide(first, 'user:adam')).decision).to.equal('approved');
+    expect((await decide(await held(), 'cli:olga')).decision).to.equal('approved');
+    expect((await decide(await held(), 'user:olga', 'declined')).decision).to.equal('declined');
   });
 
   it('refuse the person who asked, under any of their names', async () => {

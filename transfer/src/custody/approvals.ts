@@ -1,8 +1,10 @@
 import {
   SallyportError,
   appendAudit,
+  findUserByLogin,
   newId,
   retryDeadlock,
+  rolesOn,
   rows,
   type Database,
   type Transaction,
@@ -164,9 +166,9 @@ export async function listApprovals(
 
 /**
  * Decides a request for an act, and sets it off when approved, in one transaction. Whoever asked may
- * take the request back, but never approve it.
+ * take the request back, but never approve it; what the importer holds takes an admin.
  * @throws SallyportError `not-found`, `version-conflict` when it is decided, `approval-same-person`,
- * `unauthenticated` for root without a login.
+ * `role-missing`, `unauthenticated` for root without a login.
  */
 export async function decideApproval(
   db: Database,
@@ -198,6 +200,7 @@ async function decideOpen(
       { next: 'Have a second person approve it, under their own account or with --as LOGIN.' },
     );
   }
+  if (decision === 'approved' && asked.act === 'apply') await requireAdmin(tx, node, by);
   await tx.raw(
     `update approvals set decision = :decision, decided_by = :by, decided_at = :at,
        answer = :reason where id = :id`,
@@ -213,6 +216,16 @@ async function decideOpen(
   });
   if (decision === 'approved') await EFFECTS[asked.act](tx, node, approval);
   return approval;
+}
+
+/** That a login is an admin's; whoever has a command line of this network administers it anyway. */
+async function requireAdmin(tx: Transaction, node: Node, by: string): Promise<void> {
+  if (by.startsWith('cli:')) return;
+  const user = await findUserByLogin(tx, by.replace(/^user:/, ''));
+  if (user && !user.disabled && rolesOn(user, node.role).includes('admin')) return;
+  throw new SallyportError('role-missing', 'This is for: admin.', {
+    next: 'Have an administrator of this network let the batch in; declining takes an operator.',
+  });
 }
 
 /** What was asked for, by the name of its command, and about what. */

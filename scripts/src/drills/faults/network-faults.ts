@@ -176,7 +176,7 @@ export const NETWORK_FAULTS: readonly Fault[] = [
       assert.equal(await isDisabled(), false);
       const [held] = await listApprovals(red.test.db);
       assert.equal(held?.act, 'apply');
-      const approval = { id: held.id, by: 'user:ann', decision: 'approved' } as const;
+      const approval = { id: held.id, by: 'cli:ann', decision: 'approved' } as const;
       await decideApproval(red.test.db, red, approval);
       await expectImport(red, ['APPLIED'], asking);
       assert.equal(await isDisabled(), true);
