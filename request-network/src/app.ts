@@ -75,7 +75,7 @@ export function createRequestApp(network: RequestNetwork): Express {
     routes: [routes],
     routers: [queueBoard(network.queues, authenticate)],
     readiness: [
-      { name: 'database', required: true, check: () => pingDatabase(db) },
+      { name: 'postgresql', required: true, check: () => pingDatabase(db) },
       ...queueReadiness(network.queues, network.config.REDIS_URL),
     ],
   });

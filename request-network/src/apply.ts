@@ -8,7 +8,7 @@ import {
   type RevisionKind,
 } from '@sallyport/shared';
 import type { Apply, ApplyTable } from '@sallyport/transfer';
-import { auditOlder } from './ignored-versions.js';
+import { auditOlderRights } from './ignored-versions.js';
 import { applyUsersKeepingAdmins } from './kept-admins.js';
 import type { Replica } from './replica.js';
 import { applyProgress, applyResultParts, applyResults } from './results.js';
@@ -35,7 +35,7 @@ export function requestApplies(replica: Replica): ApplyTable {
 /** Keeps the versions that arrive, besides applying them. */
 function keeping(type: RecordType, kind: RevisionKind, apply: Apply): Apply {
   return async (tx, batch, now) => {
-    if (type === 'profile_type' || type === 'setting') await auditOlder(tx, { type, batch }, now);
+    if (type === 'profile_type') await auditOlderRights(tx, batch, now);
     await keepArrived(tx, { type, kind }, now);
     await apply(tx, batch, now);
   };

@@ -1,5 +1,6 @@
 import {
   SallyportError,
+  containing,
   readPageToken,
   rows,
   writePageToken,
@@ -108,7 +109,7 @@ export async function listLimits(
     {
       at,
       after: after ?? '',
-      text: `%${text.replace(/[\\%_]/g, '\\$&')}%`,
+      text: containing(text),
       most: pageSize + 1,
     },
   );

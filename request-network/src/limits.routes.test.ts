@@ -125,7 +125,7 @@ describe('/v1/admin/limits', () => {
   it('lists users with their use, grace and refusals, a page at a time', async () => {
     await submits(13);
     await network.limiter.flush();
-    const { items } = await view('/v1/admin/limits?text=ada');
+    const { items } = await view('/v1/admin/limits?text=ADA');
     const [found] = items as Record<string, unknown>[];
     expect(found).to.include({ login: 'ada', state: 'blocked', episodes: 1, refused: 2 });
     const logins = [];

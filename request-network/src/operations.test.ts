@@ -211,6 +211,8 @@ describe('operations of the request network', () => {
     expect(body['schedules']).to.be.an('array').that.is.not.empty;
     expect((await as('user', '/healthz')).status).to.equal(403);
     expect((await red.call('/healthz', { as: null })).status).to.equal(401);
+    const ready = await red.call('/readyz', { as: null });
+    expect(ready.body['checks']).to.have.property('postgresql', 'ok');
   });
 
   it('shows the queues in a browser, from this host alone, and lets nobody change them', async () => {

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import type { Static } from 'typebox';
 import {
+  containing,
   rows,
   runPrepared,
   type Database,
@@ -166,7 +167,7 @@ export function conditionsOf(filter: {
   if (filter.text) {
     conditions.push([
       `concat_ws(' ', r.custom_id, r.dataset, array_to_string(r.tags, ' '), r.query) ilike ?`,
-      `%${filter.text.replace(/[\\%_]/g, '\\$&')}%`,
+      containing(filter.text),
     ]);
   }
   return conditions;

@@ -47,19 +47,38 @@ export async function purgeResult(
       next: 'Cancel it if its result is not wanted.',
     });
   }
-  await rows(tx, PURGE, { id, now, login });
-  const key = resultKey({ id, userId, dataset: found.dataset, sha256: found.sha256 });
-  await tellCache(tx, { do: 'drop', scope: { key } });
+  const [key] = await purgeTexts(tx, [id], { now, actor: login });
   return key;
+}
+
+/**
+ * Deletes the texts of the results of these requests, whose rows the caller has locked, and tells the
+ * cache. What was purged before stays as it is.
+ * @returns what the cache calls them.
+ */
+export async function purgeTexts(
+  tx: Transaction,
+  ids: readonly string[],
+  { now, reason, actor }: { now: Date; reason?: string; actor?: string },
+): Promise<string[]> {
+  const values = { ids: [...ids], now, reason: reason ?? null, actor: actor ?? null };
+  const purged = await rows<Parameters<typeof resultKey>[0]>(tx, PURGE, values);
+  const keys = purged.map(resultKey);
+  for (const key of keys) await tellCache(tx, { do: 'drop', scope: { key } });
+  return keys;
 }
 
 const PURGE = `
   with purged as (
-    update results set text = null, purged_at = :now where request_id = :id returning request_id
+    update results set text = null, purged_at = :now
+    where request_id = any(:ids::uuid[]) and purged_at is null returning request_id, sha256
   ), parts as (
-    delete from result_parts where request_id = :id
+    delete from result_parts p using purged where p.request_id = purged.request_id
   ), moved as (
-    update requests set version = version + 1 where id = :id
+    update requests r set version = r.version + 1 from purged where r.id = purged.request_id
+  ), told as (
+    insert into request_events (request_id, at, network, event, reason, actor)
+    select request_id, :now, 'request', 'result_purged', :reason, :actor from purged
   )
-  insert into request_events (request_id, at, network, event, actor)
-  select request_id, :now, 'request', 'result_purged', :login from purged`;
+  select r.id, r.user_id as "userId", r.dataset, p.sha256
+  from purged p join requests r on r.id = p.request_id`;

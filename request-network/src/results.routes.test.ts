@@ -84,7 +84,11 @@ describe('GET /v1/requests/{id}/result', () => {
       expect((await read(id, lines)).text).to.equal('{"_id":"1"}\n{"_id":"2"}\n');
     }
     const etag = first.headers.get('etag') ?? '';
-    expect((await read(id, { headers: { 'if-none-match': etag } })).status).to.equal(304);
+    const same = await read(id, { headers: { 'if-none-match': etag } });
+    expect(same.status).to.equal(304);
+    for (const { headers } of [first, same]) {
+      expect(headers.get('vary')).to.equal('Origin, Accept');
+    }
   });
 
   it('never gives somebody what is not theirs, however often it was read', async () => {

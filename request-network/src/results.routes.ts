@@ -5,6 +5,7 @@ import {
   SallyportError,
   matchesEtag,
   notifyChanged,
+  retryDeadlock,
   type Answer,
   type Call,
   type Principal,
@@ -55,7 +56,9 @@ export function addResultRoutes(routes: Routes<Principal>, network: RequestNetwo
     },
     async handler({ params, actor }) {
       const request = { id: params['id'] ?? '', userId: actor.userId, login: actor.login };
-      const key = await db.transaction((tx) => purgeResult(tx, request, clock.now()));
+      const key = await retryDeadlock(() =>
+        db.transaction((tx) => purgeResult(tx, request, clock.now())),
+      );
       if (key !== undefined) {
         network.results.forget();
         await network.cache.drop({ key });
@@ -79,13 +82,13 @@ async function answerResult(
   });
   const form = chooseForm(req.headers.accept, result, (types) => req.accepts(types));
   const etag = `"${result.sha256}${form === 'lines' ? '-lines' : ''}"`;
+  res.vary('Accept');
   if (matchesEtag(req.headers['if-none-match'], etag)) {
-    return { status: 304, headers: { ETag: etag, Vary: 'Accept' } };
+    return { status: 304, headers: { ETag: etag } };
   }
   const whole = req.method === 'HEAD' ? undefined : await results.whole(result, form);
   res.statusCode = 200;
   res.setHeader('ETag', etag);
-  res.setHeader('Vary', 'Accept');
   describeResult(result, form, (name, value) => res.setHeader(name, value));
   if (req.method === 'HEAD') {
     res.end();

@@ -1,7 +1,11 @@
-import { notifyChanged, rows, tellCache, type Database, type Settings } from '@sallyport/shared';
-import { resultKey } from './result-reads.js';
-
-type Purged = { id: string; userId: string; dataset: string; sha256: string };
+import {
+  notifyChanged,
+  retryDeadlock,
+  rows,
+  type Database,
+  type Settings,
+} from '@sallyport/shared';
+import { purgeTexts } from './result-purges.js';
 
 const PAGE = 500;
 /** What one run deletes at most, so that it ends; the next run goes on. */
@@ -35,39 +39,28 @@ async function inPages(page: () => Promise<number>): Promise<number> {
 }
 
 async function purgeResults(db: Database, now: Date, defaultDays: number): Promise<number> {
-  return db.transaction(async (tx) => {
-    const purged = await rows<Purged>(tx, PURGE, { now, defaultDays });
-    for (const one of purged) await tellCache(tx, { do: 'drop', scope: { key: resultKey(one) } });
-    return purged.length;
-  });
+  // Whoever applies results or purges one locks the request first, too; rows of a page come in any order.
+  const work = () =>
+    db.transaction(async (tx) => {
+      const due = await rows<{ id: string }>(tx, LOCK_DUE, { now, defaultDays });
+      const ids = due.map(({ id }) => id);
+      return (await purgeTexts(tx, ids, { now, reason: 'retention' })).length;
+    });
+  return retryDeadlock(work);
 }
 
 // The shortest time of all is what the index can be asked by.
-const PURGE = `
-  with due as (
-    select s.request_id from results s
-    join requests r on r.id = s.request_id
-    left join users u on u.id = r.user_id
-    left join profile_types p on p.id = u.profile_type_id
-    where s.complete and s.purged_at is null and s.sha256 is not null
-      and s.imported_at < cast(:now as timestamptz) - make_interval(days =>
-        least(:defaultDays, (select min(retention_days) from profile_types)))
-      and s.imported_at < cast(:now as timestamptz)
-        - make_interval(days => coalesce(p.retention_days, :defaultDays))
-    order by s.imported_at limit ${PAGE} for update of s skip locked
-  ), purged as (
-    update results s set text = null, purged_at = :now from due
-    where s.request_id = due.request_id returning s.request_id, s.sha256
-  ), parts as (
-    delete from result_parts p using due where p.request_id = due.request_id
-  ), moved as (
-    update requests r set version = r.version + 1 from due where r.id = due.request_id
-  ), told as (
-    insert into request_events (request_id, at, network, event, reason)
-    select request_id, :now, 'request', 'result_purged', 'retention' from purged
-  )
-  select r.id, r.user_id as "userId", r.dataset, p.sha256
-  from purged p join requests r on r.id = p.request_id`;
+const LOCK_DUE = `
+  select r.id from results s
+  join requests r on r.id = s.request_id
+  left join users u on u.id = r.user_id
+  left join profile_types p on p.id = u.profile_type_id
+  where s.complete and s.purged_at is null and s.sha256 is not null
+    and s.imported_at < cast(:now as timestamptz) - make_interval(days =>
+      least(:defaultDays, (select min(retention_days) from profile_types)))
+    and s.imported_at < cast(:now as timestamptz)
+      - make_interval(days => coalesce(p.retention_days, :defaultDays))
+  order by s.imported_at limit ${PAGE} for update of r skip locked`;
 
 async function dropEvents(db: Database, now: Date, days: number): Promise<number> {
   const dropped = await rows(

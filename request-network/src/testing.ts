@@ -96,6 +96,7 @@ export async function openTestNetwork(): Promise<TestNetwork> {
     HTTP_PORT: 0,
     LOG_LEVEL: 'silent',
     API_KEY_ENVIRONMENT: 'test',
+    CORS_ORIGINS: 'https://pages.example',
   };
   const folders = foldersOf(config);
   await makeFolders(folders);

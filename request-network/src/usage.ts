@@ -1,4 +1,4 @@
-import { FINAL_STATUSES, rows, type Database } from '@sallyport/shared';
+import { FINAL_STATUSES, firstIdAt, rows, type Database } from '@sallyport/shared';
 
 /** What somebody submitted on one UTC day, and how it ended so far. */
 export type DayOfUsage = { day: string; submitted: number; delivered: number; open: number };
@@ -10,19 +10,14 @@ const FINAL = FINAL_STATUSES.map((status) => `'${status}'`).join(', ');
 
 /** The days of the last 30 on which a user submitted something, oldest first. */
 export async function readUsage(db: Database, userId: string, now: Date): Promise<DayOfUsage[]> {
-  const since = Math.floor(now.getTime() / DAY_MS) * DAY_MS - (USAGE_DAYS - 1) * DAY_MS;
+  const today = Math.floor(now.getTime() / DAY_MS) * DAY_MS;
+  const since = new Date(today - (USAGE_DAYS - 1) * DAY_MS);
   return rows<DayOfUsage>(
     db,
     `select to_char(created_at at time zone 'UTC', 'YYYY-MM-DD') as day, count(*) as submitted,
        count(*) filter (where status = 'delivered') as delivered,
        count(*) filter (where status not in (${FINAL})) as open
      from requests where user_id = ? and id >= ? and created_at >= ? group by 1 order by 1`,
-    [userId, firstIdOf(since), new Date(since)],
+    [userId, firstIdAt(since), since],
   );
-}
-
-/** The smallest id that is made at this time: ids begin with it (RFC 9562, version 7). */
-function firstIdOf(timeMs: number): string {
-  const hex = timeMs.toString(16).padStart(12, '0');
-  return `${hex.slice(0, 8)}-${hex.slice(8)}-0000-0000-000000000000`;
 }
