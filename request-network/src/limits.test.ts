@@ -456,6 +456,30 @@ describe('POST /v1/requests within limits', () => {
     expect(entry?.details).to.include({ found: 4, stored: 5 });
   });
 
+  it('notes once in the audit log that a setting is of an older version', async () => {
+    const at = network.time.now;
+    await network.db.transaction(async (tx) => {
+      await tx('settings').insert({
+        key: 'retention.events_days',
+        version: 5,
+        value: '40',
+        updated_at: at,
+      });
+      await tx.raw(
+        `create temporary table incoming (line integer, t text, id uuid, d jsonb, batch_id uuid,
+           code text) on commit drop`,
+      );
+      const d = { key: 'retention.events_days', version: 4, value: 30 };
+      await tx('incoming').insert({ line: 1, t: 'setting', id: newId(), d: JSON.stringify(d) });
+      const batch = { id: newId(), kind: 'delta' } as Parameters<Apply>[1];
+      await requestApplies(network.replica).setting?.(tx, batch, at);
+    });
+    const noted = await rows(network.db, 'select action from audit_log where subject = ?', [
+      'retention.events_days',
+    ]);
+    expect(noted).to.deep.equal([{ action: 'setting.ignore' }]);
+  });
+
   it('charges what is accepted and nothing else', async () => {
     const as = await fresh('ada', { submit_per_minute: 3 });
     await network.call('/v1/requests?validate_only=true', { body: SUBMISSION, as });
