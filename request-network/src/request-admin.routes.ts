@@ -1,6 +1,6 @@
 import { Type } from 'typebox';
-import { PageQuery, type Principal, type Routes } from '@sallyport/shared';
-import { READERS, readPage } from '@sallyport/transfer';
+import { PageQuery, readPage, type Principal, type Routes } from '@sallyport/shared';
+import { READERS } from '@sallyport/transfer';
 import type { RequestNetwork } from './network.js';
 import { EventSchema } from './request-schemas.js';
 import {

@@ -1,6 +1,13 @@
 import { Type } from 'typebox';
-import { PageQuery, ReasonText, actorOf, type Principal, type Routes } from '@sallyport/shared';
-import { READERS, readPage } from '@sallyport/transfer';
+import {
+  PageQuery,
+  ReasonText,
+  actorOf,
+  readPage,
+  type Principal,
+  type Routes,
+} from '@sallyport/shared';
+import { READERS } from '@sallyport/transfer';
 import { killExecution, retryExecution } from './execution-acts.js';
 import {
   ExecutionFilter,

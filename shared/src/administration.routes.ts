@@ -5,7 +5,7 @@ import { findDatasetById, searchDatasets, type Dataset } from './datasets.js';
 import { SallyportError } from './errors.js';
 import { etagOf } from './etags.js';
 import type { Answer, Routes } from './http-routes.js';
-import { PageQuery, readPage, type Page, type Paging } from './page-token.js';
+import { PageQuery, readPage, type Page, type PageCall } from './page-token.js';
 import type { Principal } from './principals.js';
 import { findProfileType, searchProfileTypes } from './profile-types.js';
 import {
@@ -112,11 +112,12 @@ export function addAdministrationRoutes(
       role: Type.Optional(GrantText),
       profile_type: Type.Optional(Type.String({ maxLength: 63 })),
     }),
-    list: (paging, binding, { profile_type: profileType, ...filter }) =>
-      readPage(paging, binding, {
-        read: (after, limit) => searchUsers(db, { ...filter, profileType }, { after, limit }),
-        cursorOf: ({ login }) => login,
-      }).then((page) => mapPage(page, viewUser)),
+    list: (call, { profile_type: profileType, ...filter }) =>
+      readPage(
+        call,
+        (limit, after) => searchUsers(db, { ...filter, profileType }, { after, limit }),
+        { cursorOf: ({ login }) => login, view: viewUser },
+      ),
     async find(id) {
       const user = await readListedUser(db, id);
       return { version: user.version, body: viewUser(user) };
@@ -129,10 +130,10 @@ export function addAdministrationRoutes(
       text: SearchText,
       disabled: Type.Optional(Type.Boolean()),
     }),
-    list: (paging, binding, filter) =>
-      readPage(paging, binding, {
-        read: (after, limit) => searchProfileTypes(db, filter, { after, limit }),
+    list: (call, filter) =>
+      readPage(call, (limit, after) => searchProfileTypes(db, filter, { after, limit }), {
         cursorOf: ({ name }) => name,
+        view: (found) => found,
       }),
     async find(id) {
       const found = await findProfileType(db, id);
@@ -147,10 +148,10 @@ export function addAdministrationRoutes(
       text: SearchText,
       disabled: Type.Optional(Type.Boolean()),
     }),
-    list: (paging, binding, filter) =>
-      readPage(paging, binding, {
-        read: (after, limit) => searchDatasets(db, filter, { after, limit }),
+    list: (call, filter) =>
+      readPage(call, (limit, after) => searchDatasets(db, filter, { after, limit }), {
         cursorOf: ({ name }) => name,
+        view: (found) => found,
       }),
     async find(id) {
       const found = await findDatasetById(db, id);
@@ -166,11 +167,12 @@ export function addAdministrationRoutes(
       local: Type.Optional(Type.Boolean()),
       source: Type.Optional(AdminSettingSchema.properties.source),
     }),
-    list: (paging, binding, filter) =>
-      readPage(paging, binding, {
-        read: async (after, limit) => (await searchSettings(db, filter, after)).slice(0, limit),
-        cursorOf: ({ key }) => key,
-      }).then((page) => mapPage(page, viewSetting)),
+    list: (call, filter) =>
+      readPage(
+        call,
+        async (limit, after) => (await searchSettings(db, filter, after)).slice(0, limit),
+        { cursorOf: ({ key }) => key, view: viewSetting },
+      ),
     async find(key) {
       const state = await readSettingState(db, key);
       return { version: state.revision, body: viewSetting(state) };
@@ -178,11 +180,10 @@ export function addAdministrationRoutes(
   });
 }
 
-type PageOptions = { page_size: number; page_token?: string };
 type Thing<Query extends TSchema> = {
   item: TSchema;
   filter: Query;
-  list(paging: Paging, binding: string, filter: Static<Query>): Promise<Page<unknown>>;
+  list(call: PageCall, filter: Static<Query>): Promise<Page<unknown>>;
   find(id: string): Promise<{ version: number; body: unknown }>;
 };
 
@@ -209,10 +210,8 @@ function addThing<Query extends TSchema>(
     query: thing.filter,
     responses: { 200: { description: 'A page.', schema: pageSchema(thing.item) } },
     async handler({ query, actor }) {
-      const { page_size, page_token, ...filter } = query as Static<Query> & PageOptions;
-      const paging = { pageSize: page_size, pageToken: page_token, secret: pageSecret };
-      const binding = `${plural} ${actor.userId} ${JSON.stringify(filter)}`;
-      return { status: 200, body: await thing.list(paging, binding, query) };
+      const call = { secret: pageSecret, list: plural, actor, query: query as PageCall['query'] };
+      return { status: 200, body: await thing.list(call, query) };
     },
   });
   routes.add({
@@ -233,20 +232,18 @@ function addThing<Query extends TSchema>(
     async handler({ params: given, query, actor }) {
       const id = idOf(given);
       await thing.find(id);
-      const { page_size: pageSize, page_token: pageToken } = query;
       const page = await readPage(
-        { pageSize, pageToken, secret: pageSecret },
-        `versions ${kind} ${id} ${actor.userId}`,
+        { secret: pageSecret, list: `versions ${kind} ${id}`, actor, query },
+        (limit, after) => {
+          const before = after === undefined ? Number.MAX_SAFE_INTEGER : Number(after);
+          return listRevisions(db, { kind, id }, { before, limit });
+        },
         {
-          read: (after, limit) => {
-            const before = after === undefined ? Number.MAX_SAFE_INTEGER : Number(after);
-            return listRevisions(db, { kind, id }, { before, limit });
-          },
           cursorOf: ({ version }) => String(version),
+          view: ({ at, ...rest }) => ({ ...rest, at: at.toISOString() }),
         },
       );
-      const body = mapPage(page, ({ at, ...rest }) => ({ ...rest, at: at.toISOString() }));
-      return { status: 200, body };
+      return { status: 200, body: page };
     },
   });
   routes.add({
@@ -341,10 +338,6 @@ async function searchSettings(
       (filter.source === undefined || filter.source === source)
     );
   });
-}
-
-function mapPage<T, U>({ items, ...rest }: Page<T>, view: (item: T) => U): Page<U> {
-  return { ...rest, items: items.map(view) };
 }
 
 function nothingThere(what: string, id: string): SallyportError {

@@ -1,4 +1,4 @@
-import { createHmac, timingSafeEqual } from 'node:crypto';
+import { createHash, createHmac, timingSafeEqual } from 'node:crypto';
 import { Type } from 'typebox';
 import { SallyportError } from './errors.js';
 
@@ -8,8 +8,14 @@ export const PageQuery = {
   page_token: Type.Optional(Type.String({ minLength: 1, maxLength: 1_024 })),
 };
 
-/** Which page of a list is wanted, by {@link PageQuery}, and what its tokens are bound to. */
-export type Paging = { pageSize: number; pageToken?: string | undefined; secret: Buffer };
+/** One call for a page: who asks, by {@link PageQuery} and with which filter. */
+export type PageCall = {
+  secret: Buffer;
+  /** Which list; a token opens on no other. */
+  list: string;
+  actor: { userId: string };
+  query: { page_size: number; page_token?: string };
+};
 export type Page<T> = { items: T[]; next_page_token?: string };
 
 const MAC_BYTES = 16;
@@ -44,23 +50,23 @@ export function readPageToken(
 }
 
 /**
- * One page of a list that is read in the order of a text, one row more than the page holds.
+ * A page of a list, read with one row more than it has; `cursorOf` names the last row of a page.
  * @throws SallyportError `bad-page-token`.
  */
-export async function readPage<T>(
-  { pageSize, pageToken, secret }: Paging,
-  binding: string,
-  list: {
-    /** Reads up to `limit` rows that follow the cursor. */
-    read: (after: string | undefined, limit: number) => Promise<T[]>;
-    cursorOf: (row: T) => string;
-  },
-): Promise<Page<T>> {
-  const found = await list.read(readPageToken(secret, binding, pageToken), pageSize + 1);
-  const items = found.slice(0, pageSize);
+export async function readPage<Row, View>(
+  { secret, list, actor, query }: PageCall,
+  read: (limit: number, cursor: string | undefined) => Promise<Row[]>,
+  { cursorOf, view }: { cursorOf: (row: Row) => string; view: (row: Row) => View },
+): Promise<Page<View>> {
+  const { page_size: size, page_token: token, ...filter } = query;
+  const digest = createHash('sha256').update(JSON.stringify(filter)).digest('hex');
+  const binding = `${list} ${actor.userId} ${digest}`;
+  const found = await read(size + 1, readPageToken(secret, binding, token));
+  const items = found.slice(0, size);
   const last = items.at(-1);
-  if (found.length <= pageSize || last === undefined) return { items };
-  return { items, next_page_token: writePageToken(secret, binding, list.cursorOf(last)) };
+  const page = { items: items.map(view) };
+  if (found.length <= size || last === undefined) return page;
+  return { ...page, next_page_token: writePageToken(secret, binding, cursorOf(last)) };
 }
 
 function macOf(secret: Buffer, binding: string, cursor: Buffer): Buffer {

@@ -37,7 +37,6 @@ export * from './receiving/quarantine.js';
 export type { LostBatch, NetworkRules } from './sending/network-rules.js';
 export { resendMissing } from './sending/resend.js';
 export { ACTORS, READERS, type OperationsContext } from './routes/context.js';
-export { readPage, type Page } from './routes/lists.js';
 export { addHealthRoutes } from './routes/health.routes.js';
 export { addOperationRoutes } from './routes/operations.routes.js';
 export { judgeBatch, type Question, type Verdict } from './second-validator/judge.js';

@@ -5,12 +5,13 @@ import {
   Timestamp,
   Uuid,
   actorOf,
+  readPage,
   type Principal,
   type Routes,
 } from '@sallyport/shared';
 import { decideApproval, listApprovals, type Approval } from '../custody/approvals.js';
 import { tidyOutbox } from '../sending/store.js';
-import { afterCursor, readPage, timeCursor } from './lists.js';
+import { afterCursor, timeCursor } from './lists.js';
 import { ACTORS, READERS, type OperationsContext } from './context.js';
 
 const nullable = (schema: typeof Timestamp) => Type.Union([schema, Type.Null()]);

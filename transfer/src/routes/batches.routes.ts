@@ -7,6 +7,7 @@ import {
   STREAM_NAMES,
   UserTime,
   actorOf,
+  readPage,
   streamsSentBy,
   type Call,
   type Principal,
@@ -25,7 +26,6 @@ import {
 } from '../custody/batch-views.js';
 import { sealNow } from '../sending/seal-now.js';
 import { ApprovalSchema, viewApproval } from './approvals.routes.js';
-import { readPage } from './lists.js';
 import { ACTORS, READERS, type OperationsContext } from './context.js';
 
 const oneOf = <T extends string>(values: readonly T[]) =>

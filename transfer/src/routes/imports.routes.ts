@@ -4,6 +4,7 @@ import {
   PageQuery,
   SallyportError,
   actorOf,
+  readPage,
   requireMediaType,
   type Call,
   type Principal,
@@ -19,7 +20,6 @@ import {
   type Upload,
 } from '../receiving/uploads.js';
 import { ACTORS, READERS, type OperationsContext } from './context.js';
-import { readPage } from './lists.js';
 
 type RawCall = Call<Principal, unknown, unknown>;
 

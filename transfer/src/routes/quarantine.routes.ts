@@ -4,6 +4,7 @@ import {
   ReasonText,
   STREAM_NAMES,
   actorOf,
+  readPage,
   type Principal,
   type Routes,
 } from '@sallyport/shared';
@@ -15,7 +16,7 @@ import {
   type QuarantinedFile,
 } from '../receiving/quarantine.js';
 import { ApprovalSchema, viewApproval } from './approvals.routes.js';
-import { afterCursor, readPage, timeCursor } from './lists.js';
+import { afterCursor, timeCursor } from './lists.js';
 import { ACTORS, READERS, type OperationsContext } from './context.js';
 
 const strict = { additionalProperties: false };
