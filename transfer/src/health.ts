@@ -57,7 +57,10 @@ export type Health = {
     worker: string;
     last_success_at: string | null;
     failures: number;
-    /** Without success for more than two of its cadences and a minute. */
+    /**
+     * Without success for more than two of its cadences and a tenth of its time limit, at least a
+     * minute; one that never succeeded, for so long since this process began.
+     */
     overdue: boolean;
   }[];
 };
@@ -82,16 +85,21 @@ export async function readHealth(context: HealthContext): Promise<Health> {
       async ([name, path]) => [name, await part(() => lookAtDisk(path))] as const,
     ),
   );
-  const audit = await lookAtAudit(db).catch(() => null);
-  const schedules = await lookAtSchedules(context).catch(() => []);
+  const [audit, schedules, clocks] = await Promise.all([
+    within(() => lookAtAudit(db)).catch(failed),
+    part(async () => ({ all: await lookAtSchedules(context) })),
+    part(() => readClockOffset(db)),
+  ]);
   const parts = [
     database,
     queues,
     ...checked.map(([, one]) => one),
     ...disks.map(([, one]) => one),
+    schedules,
+    clocks,
   ];
-  const well =
-    parts.every(({ ok }) => ok) && audit?.ok !== false && !schedules.some(({ overdue }) => overdue);
+  const late = schedules.ok && schedules.all.some(({ overdue }) => overdue);
+  const well = parts.every(({ ok }) => ok) && audit?.ok !== false && !late;
   return {
     status: well ? 'ok' : 'degraded',
     at: node.clock.now().toISOString(),
@@ -108,8 +116,10 @@ export async function readHealth(context: HealthContext): Promise<Health> {
     services: Object.fromEntries(checked),
     disks: Object.fromEntries(disks),
     audit,
-    clock_offset: await readClockOffset(db).catch(() => ({ least_ms: null, most_ms: null })),
-    schedules,
+    clock_offset: clocks.ok
+      ? { least_ms: clocks.least_ms, most_ms: clocks.most_ms }
+      : { least_ms: null, most_ms: null },
+    schedules: schedules.ok ? schedules.all : [],
   };
 }
 
@@ -184,12 +194,12 @@ async function lookAtSchedules({ db, node, queueAdmin }: HealthContext) {
     const state = states.get(worker);
     const cadenceMs = (await queueAdmin.cadences.read(worker)) * 1_000;
     const patienceMs = 2 * cadenceMs + Math.max(MINUTE_MS, WORKERS[worker].timeLimitMs / 10);
-    const since = state?.succeeded_at?.getTime();
+    const since = state?.succeeded_at?.getTime() ?? now - process.uptime() * 1_000;
     return {
       worker,
       last_success_at: state?.succeeded_at?.toISOString() ?? null,
       failures: state?.failures ?? 0,
-      overdue: !state?.schedule_paused && since !== undefined && now - since > patienceMs,
+      overdue: !state?.schedule_paused && now - since > patienceMs,
     };
   });
   return Promise.all(looks);
@@ -202,14 +212,20 @@ async function timed(work: () => PromiseLike<unknown>): Promise<{ latency_ms: nu
 }
 
 async function part<Facts>(look: () => Promise<Facts>): Promise<Part<Facts>> {
+  return within(async () => ({ ok: true as const, ...(await look()) })).catch(failed);
+}
+
+function failed(error: unknown): { ok: false; error: string } {
+  return { ok: false, error: error instanceof Error ? error.message : 'unknown' };
+}
+
+async function within<T>(look: () => Promise<T>): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<never>((_resolve, reject) => {
     timer = setTimeout(() => reject(new Error(`no answer within ${LIMIT_MS} ms`)), LIMIT_MS);
   });
   try {
-    return { ok: true, ...(await Promise.race([look(), late])) };
-  } catch (error) {
-    return { ok: false, error: error instanceof Error ? error.message : 'unknown' };
+    return await Promise.race([look(), late]);
   } finally {
     clearTimeout(timer);
   }
