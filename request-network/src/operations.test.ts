@@ -95,13 +95,30 @@ describe('operations of the request network', () => {
     });
     expect(part).to.include({ status: 206, text: bytes.toString('latin1', 5, 10) });
     expect(part.headers.get('content-range')).to.equal(`bytes 5-9/${bytes.length}`);
+    const end = await red.call(`/v1/batches/${batch.id}/file`, {
+      as: await red.tokenOf('operator'),
+      headers: { range: `bytes=${bytes.length - 1}-` },
+    });
+    expect(end.status).to.equal(206);
+    expect(end.headers.get('content-length')).to.equal('1');
+    const cookie = `__Host-sallyport=${await red.tokenOf('operator')}`;
+    const sibling = await red.call(`/v1/batches/${batch.id}/file`, {
+      as: null,
+      headers: { cookie, 'sec-fetch-site': 'same-site' },
+    });
+    expect(sibling.body).to.include({ status: 403, code: 'cross-site' });
     await as('operator', `/v1/batches/${batch.id}/file`);
-    // Noted once its last byte has left.
+    // Noted once its last byte has left, and what was fetched before was not all.
     const left = await eventually(async () => {
       const { body } = await as('operator', `/v1/batches/${batch.id}`);
       return body['state'] === 'handed_over' && body;
     });
     expect(left['handed_over_by']).to.equal('user:operator');
+    const taken = await rows<{ taken: number }>(
+      red.db,
+      "select count(*)::integer as taken from audit_log where action = 'batch.hand-over'",
+    );
+    expect(taken).to.deep.equal([{ taken: 1 }]);
   });
 
   it('notes who took a batch on what, once', async () => {
@@ -209,6 +226,7 @@ describe('operations of the request network', () => {
     expect(body).to.have.property('audit', null);
     expect(body['disks']).to.have.property('inbox').that.includes({ ok: true });
     expect(body['schedules']).to.be.an('array').that.is.not.empty;
+    expect(body['clock_offset']).to.have.keys('least_ms', 'most_ms');
     expect((await as('user', '/healthz')).status).to.equal(403);
     expect((await red.call('/healthz', { as: null })).status).to.equal(401);
     const ready = await red.call('/readyz', { as: null });

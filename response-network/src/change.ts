@@ -10,7 +10,7 @@ import {
 export type Change = {
   actor: string;
   now: Date;
-  /** The id of whoever acts over HTTP: it is asked again whether they may. */
+  /** The id of whoever acts over HTTP; it is asked again where an administrator would be lost. */
   actorId?: string;
   reason?: string | null | undefined;
   /** The version that the change was made from; without one it is made from whatever there is. */

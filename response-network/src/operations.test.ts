@@ -1,9 +1,9 @@
 import { createHash } from 'node:crypto';
-import { readFile, readdir } from 'node:fs/promises';
+import { readFile, readdir, rm, writeFile } from 'node:fs/promises';
 import { request } from 'node:http';
 import { join } from 'node:path';
 import { expect } from 'chai';
-import { type Role } from '@sallyport/shared';
+import { newId, rows, type Role } from '@sallyport/shared';
 import { eventually, type TestAnswer } from '@sallyport/shared/testing';
 import { exportStream, importBatches, sendRecords, trustCard } from '@sallyport/transfer';
 import { makeTestNode, requestRecord, type TestNode } from '@sallyport/transfer/testing';
@@ -26,6 +26,7 @@ const PART = { 'content-type': 'application/partial-upload' };
 describe('operations of the response network', () => {
   let blue: TestApi;
   let red: TestNode;
+  let crypt: 'age' | 'none';
 
   const as = async (who: Role, path: string, body?: unknown): Promise<TestAnswer> =>
     blue.call(path, { as: await blue.tokenOf(who), ...(body === undefined ? {} : { body }) });
@@ -58,12 +59,19 @@ describe('operations of the response network', () => {
   const importAll = () => importBatches(blue.db, blue.node, applies);
   const verdictOf = async (id: string): Promise<Import> =>
     (await as('auditor', `/v1/imports/${id}`)).body as Import;
+  const auditOf = (id: string) =>
+    rows<{ actor: string; action: string; details: Record<string, unknown> }>(
+      blue.db,
+      'select actor, action, details from audit_log where subject = ? order by position',
+      [id],
+    );
   /** Nothing but whole uploads may ever lie there under a name that an importer opens. */
   const inbox = () => readdir(blue.node.folders.inbox);
 
   before(async () => {
+    crypt = 'age';
     blue = await openTestApi();
-    red = await makeTestNode('request');
+    red = await makeTestNode('request', { options: { crypt: () => crypt } });
     red.time.now = blue.time.now;
     await trustCard(blue.db, blue.node, red.keys.card, 'test');
     await trustCard(red.test.db, red, blue.node.keys.card, 'test');
@@ -92,6 +100,19 @@ describe('operations of the response network', () => {
     expect((records.body['items'] as unknown[])[0]).to.include({ line: 1, fate: 'applied' });
     const file = await as('operator', `/v1/batches/${judged.batch}/file`);
     expect(file.headers.get('repr-digest')).to.equal(`sha-256=:${sha256}:`);
+  });
+
+  it('gives out no requests that came readable', async () => {
+    crypt = 'none';
+    const bytes = await makeBatch().finally(() => (crypt = 'age'));
+    const { body } = await send(bytes);
+    await importAll();
+    const { batch, verdict } = await verdictOf(body.id);
+    expect(verdict?.outcome).to.equal('APPLIED');
+    const file = await as('operator', `/v1/batches/${batch}/file`);
+    expect(file.body).to.include({ status: 403, code: 'plain-results' });
+    const records = await as('operator', `/v1/batches/${batch}/records`);
+    expect((records.body['items'] as unknown[])[0]).to.include({ line: 1, fate: 'applied' });
   });
 
   it('reports the lines that were refused alone', async () => {
@@ -203,10 +224,77 @@ describe('operations of the response network', () => {
       path,
     );
     expect(short.body.code).to.equal('body-incomplete');
-    const operator = await blue.tokenOf('operator');
-    expect((await blue.call(path, { as: operator, method: 'DELETE' })).status).to.equal(204);
+    const admin = await blue.tokenOf('admin');
+    expect((await blue.call(path, { as: admin, method: 'DELETE' })).status).to.equal(204);
     expect((await as('operator', path)).status).to.equal(404);
+    expect(await auditOf(opened.body.id)).to.deep.equal([
+      {
+        actor: 'user:admin',
+        action: 'import.cancel',
+        details: { bytes: 6, opened_by: 'user:operator' },
+      },
+    ]);
     expect(await readdir(blue.node.folders.staging)).to.deep.equal([]);
+  });
+
+  it('names whoever sent the last bytes, and takes no others once it lies in the inbox', async () => {
+    const part = Buffer.from('{"a":1}\n');
+    const opened = await send(new Uint8Array(), { 'upload-complete': '?0' });
+    const { id } = opened.body;
+    const path = `/v1/imports/${id}`;
+    // As a process leaves it that dies between moving the file and noting it.
+    const lying = join(blue.node.folders.inbox, `upload-${id}.batch`);
+    await writeFile(lying, part);
+    const last = { ...PART, 'upload-offset': '0', 'upload-complete': '?1' };
+    const other = await send(Buffer.from('{"b":2}\n'), last, path);
+    expect(other.body.code).to.equal('digest-mismatch');
+    await rows(blue.db, 'update imports set received_bytes = 0 where id = ?', [id]);
+    const authorization = `Bearer ${await blue.tokenOf('admin')}`;
+    expect((await send(part, { ...last, authorization }, path)).status).to.equal(202);
+    expect(await auditOf(id)).to.have.length(1);
+    expect((await auditOf(id))[0]).to.deep.include({
+      actor: 'user:admin',
+      action: 'import.upload',
+    });
+    await rm(lying);
+    expect(await readdir(blue.node.folders.staging)).to.deep.equal([]);
+  });
+
+  it('takes four files at a time, and says when to try again', async () => {
+    const headers = {
+      authorization: `Bearer ${await blue.tokenOf('operator')}`,
+      ...OCTETS,
+      'content-length': 9,
+    };
+    const slow = Array.from({ length: 4 }, () => {
+      const call = request(`${blue.url}/v1/imports`, { method: 'POST', headers });
+      call.on('error', () => undefined);
+      call.write('1');
+      return call;
+    });
+    const ask = () =>
+      send(
+        Buffer.from('x'),
+        { ...PART, 'upload-offset': '0', 'upload-complete': '?0' },
+        `/v1/imports/${newId()}`,
+      );
+    const refused = await eventually(async () => {
+      const answer = await ask();
+      return answer.status === 503 && answer;
+    });
+    expect(refused.body.code).to.equal('queue-full');
+    expect(refused.headers.get('retry-after')).to.equal('5');
+    for (const call of slow) call.destroy();
+    await eventually(async () => (await ask()).status === 404);
+    const admin = await blue.tokenOf('admin');
+    await eventually(async () => {
+      const { body } = await as('operator', '/v1/imports?page_size=10');
+      const open = (body['items'] as Import[]).filter(({ state }) => state === 'receiving');
+      for (const { id } of open) {
+        await blue.call(`/v1/imports/${id}`, { as: admin, method: 'DELETE' });
+      }
+      return open.length === 0;
+    });
   });
 
   it('refuses other media types, sizes, digests and headers, and leaves nothing', async () => {

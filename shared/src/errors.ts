@@ -13,7 +13,7 @@ const HTTP_CODES = {
   'cross-site': [403, 'The call came from another site'],
   'password-change-required': [403, 'Change your password first'],
   'approval-same-person': [403, 'A second person must decide this'],
-  'plain-results': [403, 'Readable results are not given out here'],
+  'plain-results': [403, 'Readable records are not given out here'],
   blocked: [403, 'An administrator has blocked this'],
   'not-found': [404, 'Not found'],
   'method-not-allowed': [405, 'The method is not allowed here'],

@@ -79,6 +79,14 @@ export function requireSameOrigin(req: Request): void {
   });
 }
 
+/**
+ * That a GET which notes something does so for a page of our own where a cookie proves who calls.
+ * @throws SallyportError `cross-site`.
+ */
+export function requireOwnPage(req: Request): void {
+  if (req.headers.authorization === undefined) requireSameOrigin(req);
+}
+
 /** Gives a browser the tokens of a session in cookies that no script can read; null takes them away. */
 export function setSessionCookies(
   res: Response,

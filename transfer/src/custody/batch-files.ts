@@ -21,6 +21,14 @@ export type BatchFile = {
   manifest: Manifest;
 };
 
+/** What users asked and were answered. */
+const USERS_STREAMS: readonly StreamName[] = [
+  'requests.urgent',
+  'requests',
+  'results',
+  'results.bulk',
+];
+
 /** A batch file that is open for reading, and what a download says of it. */
 export type OpenBatchFile = {
   bytes: number;
@@ -66,14 +74,16 @@ export async function findBatchFile(db: Database, node: Node, id: string): Promi
 }
 
 /**
- * That a file may be given out: readable results are not, on the network that received them.
+ * That a file may be given out: readable requests and results are not, on the network that received
+ * them.
  * @throws SallyportError `plain-results`.
  */
 export function requireUnreadable({ direction, stream, manifest }: BatchFile): void {
-  const results = stream === 'results' || stream === 'results.bulk';
-  if (direction === 'out' || !results || manifest.body.crypt !== 'none') return;
-  throw new SallyportError('plain-results', 'This batch holds results that anybody could read.', {
-    next: 'Whoever asked for a result reads it as its request; nobody else does.',
+  const ofUsers = USERS_STREAMS.includes(stream);
+  if (direction === 'out' || !ofUsers || manifest.body.crypt !== 'none') return;
+  const what = stream.startsWith('requests') ? 'requests' : 'results';
+  throw new SallyportError('plain-results', `This batch holds ${what} that anybody could read.`, {
+    next: 'Its records tell what became of each; what they say is for whoever asked.',
   });
 }
 

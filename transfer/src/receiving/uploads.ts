@@ -39,12 +39,16 @@ export type Piece = {
   bytes: AsyncIterable<Buffer>;
   /** Whether nothing follows these bytes. */
   complete: boolean;
+  /** Who sends them. */
+  by: string;
   /** What the whole file hashes to, as its sender says, hexadecimal. */
   sha256?: string | undefined;
 };
 
 /** Uploads that may be under way at once, of everybody. */
 const MAX_OPEN = 50;
+/** Calls of one process that may send bytes at once: each holds a connection of its pool. */
+const MAX_PIECES = 4;
 /** How often the disk is asked for room, in bytes written. */
 const ASK_DISK_EVERY = 64 * 1024 * 1024;
 const DAY_MS = 86_400_000;
@@ -53,6 +57,9 @@ const GIVE_UP_MS = DAY_MS;
 const KEEP_MS = 90 * DAY_MS;
 const COLUMNS = `id, actor, state, total_bytes, received_bytes, sha256, digest, verdict, created_at,
   updated_at`;
+
+/** In this process, now. */
+let piecesUnderWay = 0;
 
 /**
  * Opens an upload; its bytes come with {@link receivePiece}.
@@ -63,16 +70,21 @@ export async function openUpload(
   node: Node,
   { actor, totalBytes }: { actor: string; totalBytes: number | null },
 ): Promise<Upload> {
+  requirePieceSlot();
   if (totalBytes !== null) requireSize(totalBytes);
   await requireFree(node.folders.staging, (totalBytes ?? 0) + node.options.reserveBytes);
-  const [made] = await rows<Upload>(
-    db,
-    `insert into imports (id, actor, state, total_bytes, received_bytes, created_at, updated_at)
-     select :id, :actor, 'receiving', :totalBytes, 0, :now, :now
-     where (select count(*) from imports where state = 'receiving') < ${MAX_OPEN}
-     returning ${COLUMNS}`,
-    { id: newId(), actor, totalBytes, now: node.clock.now() },
-  );
+  const [made] = await db.transaction(async (tx) => {
+    // One at a time, or several would count before any of them is there.
+    await rows(tx, "select pg_advisory_xact_lock(hashtextextended('sallyport open uploads', 0))");
+    return rows<Upload>(
+      tx,
+      `insert into imports (id, actor, state, total_bytes, received_bytes, created_at, updated_at)
+       select :id, :actor, 'receiving', :totalBytes, 0, :now, :now
+       where (select count(*) from imports where state = 'receiving') < ${MAX_OPEN}
+       returning ${COLUMNS}`,
+      { id: newId(), actor, totalBytes, now: node.clock.now() },
+    );
+  });
   if (made) return made;
   throw new SallyportError('queue-full', `${MAX_OPEN} uploads are under way already.`, {
     next: 'Finish or cancel one of them; one without news for a day is given up by itself.',
@@ -83,10 +95,20 @@ export async function openUpload(
 /**
  * Writes bytes of an upload into a private file, and once all are there moves it into the inbox in
  * one step. What arrived before a cut is kept, and the upload goes on from there.
- * @throws SallyportError `not-found`, `already-final`, `in-flight`, `upload-offset`, `digest-mismatch`,
- * `body-too-large`, WAIT_DISK, and what the stream of bytes throws.
+ * @throws SallyportError `not-found`, `already-final`, `in-flight`, `queue-full`, `upload-offset`,
+ * `digest-mismatch`, `body-too-large`, WAIT_DISK, and what the stream of bytes throws.
  */
 export async function receivePiece(db: Database, node: Node, piece: Piece): Promise<Upload> {
+  requirePieceSlot();
+  piecesUnderWay += 1;
+  try {
+    return await receiveAlone(db, node, piece);
+  } finally {
+    piecesUnderWay -= 1;
+  }
+}
+
+async function receiveAlone(db: Database, node: Node, piece: Piece): Promise<Upload> {
   const held = await withAdvisoryLock(db, `sallyport upload ${piece.id}`, async () => {
     const upload = await getUpload(db, piece.id);
     if (upload.state === 'received') throw allReceived();
@@ -98,7 +120,7 @@ export async function receivePiece(db: Database, node: Node, piece: Piece): Prom
       }
       throw error;
     });
-    return piece.complete ? finishUpload(db, node, received, piece.sha256) : received;
+    return piece.complete ? finishUpload(db, node, received, piece) : received;
   });
   if (held) return held.done;
   throw new SallyportError('in-flight', 'Another call is sending bytes of this upload.', {
@@ -133,10 +155,20 @@ export async function listUploads(
  * Gives an unfinished upload up.
  * @throws SallyportError `not-found`, `already-final`, `in-flight`.
  */
-export async function cancelUpload(db: Database, node: Node, id: string): Promise<void> {
+export async function cancelUpload(
+  db: Database,
+  node: Node,
+  { id, by }: { id: string; by: string },
+): Promise<void> {
   const held = await withAdvisoryLock(db, `sallyport upload ${id}`, async () => {
-    if ((await getUpload(db, id)).state === 'received') throw allReceived();
-    await dropUpload(db, node, id);
+    const { state, actor, received_bytes: bytes } = await getUpload(db, id);
+    if (state === 'received') throw allReceived();
+    const entry = { at: node.clock.now(), actor: by, action: 'import.cancel', subject: id };
+    await db.transaction(async (tx) => {
+      await rows(tx, 'delete from imports where id = ?', [id]);
+      await appendAudit(tx, { ...entry, details: { bytes, opened_by: actor } });
+    });
+    await removeIfThere(partPath(node, id));
   });
   if (held) return;
   throw new SallyportError('in-flight', 'A call is sending bytes of this upload.', {
@@ -261,7 +293,7 @@ async function finishUpload(
   db: Database,
   node: Node,
   upload: Upload,
-  expected: string | undefined,
+  { by, sha256: expected }: Piece,
 ): Promise<Upload> {
   const { id, received_bytes: bytes, total_bytes: total, actor } = upload;
   if (bytes === 0 || (total !== null && bytes < total)) {
@@ -285,7 +317,11 @@ async function finishUpload(
   }
   const digest = await readDigest(path);
   const target = join(node.folders.inbox, uploadName(id));
-  if (!(await isThere(target))) await moveFile(path, target);
+  if (await isThere(target)) {
+    // Moved before a crash and never noted: other bytes than those are no part of this upload.
+    if ((await hashFile(target)) !== sha256) throw otherBytes();
+    await removeIfThere(path);
+  } else await moveFile(path, target);
   const at = node.clock.now();
   await db.transaction(async (tx) => {
     await rows(
@@ -294,8 +330,8 @@ async function finishUpload(
          updated_at = ? where id = ?`,
       [sha256, digest, at, id],
     );
-    const details = { bytes, sha256, digest };
-    await appendAudit(tx, { at, actor, action: 'import.upload', subject: id, details });
+    const details = { bytes, sha256, digest, opened_by: actor };
+    await appendAudit(tx, { at, actor: by, action: 'import.upload', subject: id, details });
   });
   return getUpload(db, id);
 }
@@ -337,6 +373,20 @@ function requireSize(bytes: number, limit: number = BATCH_LIMITS.fileBytes): voi
   if (bytes <= limit) return;
   throw new SallyportError('body-too-large', `The file would have ${bytes} bytes or more.`, {
     next: `This one may have ${limit}.`,
+  });
+}
+
+function requirePieceSlot(): void {
+  if (piecesUnderWay < MAX_PIECES) return;
+  throw new SallyportError('queue-full', `${MAX_PIECES} calls are sending files already.`, {
+    next: 'Try again once one of them has ended.',
+    retryAfterS: 5,
+  });
+}
+
+function otherBytes(): SallyportError {
+  return new SallyportError('digest-mismatch', 'Other bytes of this upload are in the inbox.', {
+    next: 'Give this upload up and send the file as a new one.',
   });
 }
 

@@ -8,6 +8,7 @@ import {
   UserTime,
   actorOf,
   readPage,
+  requireOwnPage,
   streamsSentBy,
   type Call,
   type Principal,
@@ -85,12 +86,12 @@ export function addBatchRoutes(routes: Routes<Principal>, context: OperationsCon
   routes.add({
     method: 'get',
     path: '/v1/batches/{id}/file',
-    summary: 'The bytes of a batch; fetched by an operator, one made here counts as handed over',
+    summary: 'The bytes of a batch; one made here counts as handed over once an operator has all',
     roles: READERS,
     responses: {
       200: { description: 'Every byte.', mediaType: 'application/octet-stream' },
       206: { description: 'The range that was asked for.', mediaType: 'application/octet-stream' },
-      403: { description: 'It holds results that anybody could read.' },
+      403: { description: 'It came from the far side and anybody could read it.' },
       404: NOT_FOUND,
       410: { description: 'Its bytes are not kept (any more).' },
     },
@@ -196,6 +197,8 @@ async function answerFile(
   { db, node }: OperationsContext,
   { req, res, params, actor }: Call<Principal, unknown, unknown>,
 ): Promise<undefined> {
+  // It may note a hand-over, so a page of another host must not make a browser fetch it.
+  requireOwnPage(req);
   const file = await findBatchFile(db, node, params['id'] ?? '');
   requireUnreadable(file);
   const { bytes, sha256, pieces, close } = await openBatchFile(file);
@@ -220,7 +223,8 @@ async function answerFile(
     if (!res.destroyed) throw error;
     return undefined;
   }
-  const left = file.direction === 'out' && to === bytes && ['sealed', 'ready'].includes(file.state);
+  const whole = from === 0 && to === bytes;
+  const left = file.direction === 'out' && whole && ['sealed', 'ready'].includes(file.state);
   if (left && ACTORS.some((role) => actor.roles.includes(role))) {
     const by = actorOf(actor);
     await confirmHandOver(db, node, { id: file.id, by, who: by, medium: null });

@@ -67,11 +67,12 @@ export function addImportRoutes(routes: Routes<Principal>, context: OperationsCo
         ? numberOf('Content-Length', stated)
         : numberOf('Upload-Length', req.headers['upload-length']);
       const sha256 = digestOf(req.headers['repr-digest']);
-      const upload = await openUpload(db, node, { actor: actorOf(actor), totalBytes });
+      const by = actorOf(actor);
+      const upload = await openUpload(db, node, { actor: by, totalBytes });
       const location = `/v1/imports/${upload.id}`;
       // A refusal too must tell where to go on.
       res.setHeader('Location', location);
-      const piece = { id: upload.id, offset: 0, bytes: bytesOf(req), complete, sha256 };
+      const piece = { id: upload.id, offset: 0, bytes: bytesOf(req), complete, by, sha256 };
       const received = await receivePiece(db, node, piece);
       return answer(received, complete ? 202 : 201, { Location: location });
     },
@@ -90,8 +91,9 @@ export function addImportRoutes(routes: Routes<Principal>, context: OperationsCo
       408: CUT,
       409: { description: 'It is complete, being sent, or another offset is expected.' },
       422: { description: 'The bytes are not those that Repr-Digest names.' },
+      503: { description: 'The disk is full, or too many files are being sent.' },
     },
-    async handler({ req, params }) {
+    async handler({ req, params, actor }) {
       requireMediaType(req, PART);
       requireNoCoding(req.headers['content-encoding']);
       const offset = numberOf('Upload-Offset', req.headers['upload-offset']);
@@ -102,7 +104,8 @@ export function addImportRoutes(routes: Routes<Principal>, context: OperationsCo
         });
       }
       const sha256 = digestOf(req.headers['repr-digest']);
-      const piece = { id: params['id'] ?? '', offset, bytes: bytesOf(req), complete, sha256 };
+      const [id, by] = [params['id'] ?? '', actorOf(actor)];
+      const piece = { id, offset, bytes: bytesOf(req), complete, by, sha256 };
       const received = await receivePiece(db, node, piece);
       return answer(received, complete ? 202 : 200);
     },
@@ -156,8 +159,8 @@ export function addImportRoutes(routes: Routes<Principal>, context: OperationsCo
       404: NOT_FOUND,
       409: { description: 'It is in the inbox already, or being sent.' },
     },
-    async handler({ params }) {
-      await cancelUpload(db, node, params['id'] ?? '');
+    async handler({ params, actor }) {
+      await cancelUpload(db, node, { id: params['id'] ?? '', by: actorOf(actor) });
       return { status: 204 };
     },
   });
