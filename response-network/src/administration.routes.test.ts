@@ -37,6 +37,22 @@ describe('administration over HTTP', () => {
     ...more,
   });
 
+  it('gives a name to one of those who take it at the same moment', async () => {
+    const source = { index_name: 'somewhere' };
+    for (const [path, body] of [
+      ['/v1/admin/users', member('zoe')],
+      ['/v1/admin/profile-types', { name: 'zoologists' }],
+      ['/v1/admin/datasets', { name: 'zoo', source }],
+    ] as const) {
+      const all = await Promise.all([1, 2, 3, 4].map(() => api.call(path, { body })));
+      const codes = all.map(({ status, body: { code } }) => `${status} ${String(code ?? '')}`);
+      expect(codes.sort(), path).to.deep.equal([
+        '201 ',
+        ...Array.from({ length: 3 }, () => '409 already-exists'),
+      ]);
+    }
+  });
+
   describe('users', () => {
     it('are made with a password that is shown once, found, changed and rolled back', async () => {
       const { at, body } = await make('/v1/admin/users', member('Grace', { email: 'g@navy.mil' }));
@@ -55,6 +71,11 @@ describe('administration over HTTP', () => {
       const versions = await list(`${at}/versions`);
       expect(versions[0]).to.include({ version: 3, actor: 'user:admin', reason: BECAUSE });
       expect(versions).to.have.lengthOf(3);
+    });
+
+    it('have an e-mail address in its form', async () => {
+      const odd = await api.call('/v1/admin/users', { body: member('odd', { email: 'nobody' }) });
+      expect([odd.status, odd.body['code']]).to.deep.equal([422, 'bad-field']);
     });
 
     it('come in pages whose tokens are bound to the filter', async () => {

@@ -23,6 +23,7 @@ import {
   type DatasetSource,
   type SourceView,
 } from './dataset-sources.js';
+import { lockNames } from './names.js';
 
 /** What of a dataset an admin may set; where its documents are never crosses. */
 export type DatasetChange = Partial<Omit<DatasetRecord, 'version' | 'epoch' | 'name'>> & {
@@ -38,6 +39,7 @@ export async function createDataset(
   { reloaded: _reloaded, source, ...wanted }: DatasetChange,
   change: Change,
 ): Promise<Dataset> {
+  await lockNames(tx);
   if (await findDataset(tx, name)) {
     throw new SallyportError('already-exists', `There is, or was, a dataset ${name} already.`);
   }

@@ -19,7 +19,7 @@ import { judgeRequest, type JudgedRequest } from './judge.js';
 const Count = Type.Integer({ minimum: 0 });
 
 /** Whom a change of rights or of a dataset would touch. */
-export const ImpactSchema = Type.Object({
+const ImpactSchema = Type.Object({
   /** Enabled users whom it concerns. */
   users: Count,
   /** Those of them who would lose a right. */
@@ -51,84 +51,83 @@ const MAX_RECENT = 1_000;
  * refused for whatever would refuse it.
  */
 export async function previewProfileType(db: Database, id: string, work: Work): Promise<Preview> {
-  return tryOut(db, async (tx) => {
-    const before = await findProfileType(tx, id);
-    await work(tx);
-    const after = await findProfileType(tx, id);
-    if (!before || !after) throw nothingThere(id);
-    const users = await countUsers(tx, 'u.profile_type_id = ?', id);
-    const mine = 'r.user_id in (select u.id from users u where u.profile_type_id = ?)';
-    const recent = await readRecent(tx, mine, id);
-    const loses =
-      (!before.disabled && after.disabled) ||
-      TIERS.indexOf(after.tier) < TIERS.indexOf(before.tier) ||
-      before.datasets.some((name) => !after.datasets.includes(name)) ||
-      before.priorities.some((priority) => !after.priorities.includes(priority));
-    const refused = recent.filter((one) => allows(before, one) && !allows(after, one));
-    return {
-      dry_run: true,
-      changes: changesOf(before, after),
-      impact: {
-        users,
-        losing_rights: loses ? users : 0,
-        open_requests: await countOpen(tx, mine, id),
-        recent_requests: recent.length,
-        newly_refused: refused.length,
-      },
-    };
-  });
+  const { before, after } = await tryOut(db, work, (tx) =>
+    requireFound(findProfileType(tx, id), id),
+  );
+  const users = await countUsers(db, 'u.profile_type_id = ?', id);
+  const mine = 'r.user_id in (select u.id from users u where u.profile_type_id = ?)';
+  const recent = await readRecent(db, mine, id);
+  const loses =
+    (!before.disabled && after.disabled) ||
+    TIERS.indexOf(after.tier) < TIERS.indexOf(before.tier) ||
+    before.datasets.some((name) => !after.datasets.includes(name)) ||
+    before.priorities.some((priority) => !after.priorities.includes(priority));
+  const refused = recent.filter((one) => allows(before, one) && !allows(after, one));
+  return {
+    dry_run: true,
+    changes: changesOf(before, after),
+    impact: {
+      users,
+      losing_rights: loses ? users : 0,
+      open_requests: await countOpen(db, mine, id),
+      recent_requests: recent.length,
+      newly_refused: refused.length,
+    },
+  };
 }
 
 /** What a change of a dataset would do; as {@link previewProfileType}. */
 export async function previewDataset(db: Database, id: string, work: Work): Promise<Preview> {
-  return tryOut(db, async (tx) => {
-    const before = await findDatasetById(tx, id);
-    if (!before) throw nothingThere(id);
-    const { name } = before;
+  const { before, after } = await tryOut(db, work, async (tx) => {
+    const dataset = await requireFound(findDatasetById(tx, id), id);
     const source = viewSource(await readDatasetSource(tx, id));
-    const recent = await readRecent(tx, 'r.dataset = ?', name);
-    const passedBefore = await listPassing(tx, name, recent);
-    await work(tx);
-    const after = await findDatasetById(tx, id);
-    if (!after) throw nothingThere(id);
-    const passesNow = new Set(await listPassing(tx, name, recent));
-    const entitled = `exists (select 1 from profile_types p
-      where p.id = u.profile_type_id and not p.disabled and ? = any(p.datasets))`;
-    const users = await countUsers(tx, entitled, name);
-    const moved = { source: viewSource(await readDatasetSource(tx, id)) };
-    return {
-      dry_run: true,
-      changes: changesOf({ ...before, source }, { ...after, ...moved }),
-      impact: {
-        users,
-        losing_rights: !before.disabled && after.disabled ? users : 0,
-        open_requests: await countOpen(tx, 'r.dataset = ?', name),
-        recent_requests: recent.length,
-        newly_refused: passedBefore.filter((one) => !passesNow.has(one)).length,
-      },
-    };
+    const searchable = (await readSearchableDatasets(tx, [dataset.name])).get(dataset.name);
+    return { seen: { ...dataset, source }, searchable };
   });
+  const { name } = before.seen;
+  const recent = await readRecent(db, 'r.dataset = ?', name);
+  const refused = recent.filter(
+    (one) => passes(one, before.searchable) && !passes(one, after.searchable),
+  );
+  const entitled = `exists (select 1 from profile_types p
+    where p.id = u.profile_type_id and not p.disabled and ? = any(p.datasets))`;
+  const users = await countUsers(db, entitled, name);
+  return {
+    dry_run: true,
+    changes: changesOf(before.seen, after.seen),
+    impact: {
+      users,
+      losing_rights: !before.seen.disabled && after.seen.disabled ? users : 0,
+      open_requests: await countOpen(db, 'r.dataset = ?', name),
+      recent_requests: recent.length,
+      newly_refused: refused.length,
+    },
+  };
 }
 
 /** What a change of a setting would do. */
 export async function previewSetting(db: Database, key: string, work: Work): Promise<Preview> {
-  return tryOut(db, async (tx) => {
-    const { value: before } = await readSettingState(tx, key);
-    await work(tx);
-    const { value: after } = await readSettingState(tx, key);
-    return {
-      dry_run: true,
-      changes: listChanges({ value: before }, { value: after }),
-      impact: null,
-    };
+  const { before, after } = await tryOut(db, work, async (tx) => {
+    const { value } = await readSettingState(tx, key);
+    return { value };
   });
+  return { dry_run: true, changes: listChanges(before, after), impact: null };
 }
 
-/** Does the work in a transaction that is taken back, and gives what it found. */
-async function tryOut<T>(db: Database, work: (tx: Transaction) => Promise<T>): Promise<T> {
+/**
+ * What is seen before the work and after it; the work is taken back at once, because until then all
+ * who write in the audit log wait.
+ */
+async function tryOut<T>(
+  db: Database,
+  work: Work,
+  see: (tx: Transaction) => Promise<T>,
+): Promise<{ before: T; after: T }> {
   const tx = await db.transaction();
   try {
-    return await work(tx);
+    const before = await see(tx);
+    await work(tx);
+    return { before, after: await see(tx) };
   } finally {
     await tx.rollback();
   }
@@ -143,45 +142,40 @@ function allows({ disabled, datasets, tier }: ProfileType, request: RecentReques
   return !disabled && rich && datasets.includes(request.dataset);
 }
 
-async function listPassing(
-  tx: Transaction,
-  name: string,
-  recent: RecentRequest[],
-): Promise<RecentRequest[]> {
-  const searchable = (await readSearchableDatasets(tx, [name])).get(name);
-  return recent.filter((request) => {
-    const rights = { dataset_allowed: true, allowed_tier: request.tier };
-    return judgeRequest({ ...request, ...rights }, searchable).ok;
-  });
+function passes(request: RecentRequest, searchable: Parameters<typeof judgeRequest>[1]): boolean {
+  const rights = { dataset_allowed: true, allowed_tier: request.tier };
+  return judgeRequest({ ...request, ...rights }, searchable).ok;
 }
 
-async function readRecent(tx: Transaction, which: string, value: string): Promise<RecentRequest[]> {
+async function readRecent(db: Database, which: string, value: string): Promise<RecentRequest[]> {
   return rows<RecentRequest>(
-    tx,
+    db,
     `select r.dataset, r.dataset_version, r.policy_version, r.tier, r.query, r.query_digest, r.state
      from requests r where ${which} order by r.id desc limit ${MAX_RECENT}`,
     [value],
   );
 }
 
-async function countOpen(tx: Transaction, which: string, value: string): Promise<number> {
+async function countOpen(db: Database, which: string, value: string): Promise<number> {
   const [found] = await rows<{ count: number }>(
-    tx,
+    db,
     `select count(*) as count from requests r where r.state in ('received', 'running') and ${which}`,
     [value],
   );
   return found?.count ?? 0;
 }
 
-async function countUsers(tx: Transaction, which: string, value: string): Promise<number> {
+async function countUsers(db: Database, which: string, value: string): Promise<number> {
   const [found] = await rows<{ count: number }>(
-    tx,
+    db,
     `select count(*) as count from users u where not u.disabled and ${which}`,
     [value],
   );
   return found?.count ?? 0;
 }
 
-function nothingThere(id: string): SallyportError {
-  return new SallyportError('not-found', `There is nothing of the id ${id}.`);
+async function requireFound<T>(finding: Promise<T | undefined>, id: string): Promise<T> {
+  const found = await finding;
+  if (found !== undefined) return found;
+  throw new SallyportError('not-found', `There is nothing of the id ${id}.`);
 }

@@ -20,6 +20,7 @@ import {
 } from '@sallyport/shared';
 import { sendRecords, type OutgoingRecord } from '@sallyport/transfer';
 import { requireExpected, type Change } from './change.js';
+import { lockNames } from './names.js';
 
 /** What of a profile type an admin may set; `limits` only those named. */
 export type ProfileTypeChange = Partial<
@@ -36,6 +37,7 @@ export async function createProfileType(
   wanted: ProfileTypeChange,
   { settings, ...change }: Change & { settings: Settings },
 ): Promise<ProfileType> {
+  await lockNames(tx);
   if (await findProfileTypeByName(tx, name)) {
     throw new SallyportError('already-exists', `There is a profile type ${name} already.`);
   }

@@ -1,5 +1,12 @@
 import { expect } from 'chai';
-import { keepJournal, rows, type Role } from '@sallyport/shared';
+import {
+  appendAudit,
+  keepJournal,
+  pauseQueue,
+  rows,
+  type QueueAdmin,
+  type Role,
+} from '@sallyport/shared';
 import { eventually, type CallOptions, type TestAnswer } from '@sallyport/shared/testing';
 import { openTestApi, type TestApi } from './testing.js';
 
@@ -54,6 +61,32 @@ describe('queues and schedules of the response network', () => {
       'queue.retry',
     ]);
     expect(entries.every(({ details }) => details.reason === reason)).to.equal(true);
+  });
+
+  it('keeps the audit log free while the store does not answer, and notes that it failed', async () => {
+    const { db, clock } = network;
+    let fail: (error: Error) => void = () => undefined;
+    const stuck = new Promise<void>((_done, failed) => (fail = failed));
+    const queue = { isPaused: () => Promise.resolve(false), pause: () => stuck };
+    const open = () => Promise.resolve({ queue: () => queue });
+    const admin = { db, clock, queues: { open } } as unknown as QueueAdmin;
+    const pausing = pauseQueue(admin, 'monitor', { actor: 'user:admin', reason });
+    const facts = { actor: 'user:admin', subject: 'monitor', details: {} };
+    const read = () =>
+      rows<{ action: string }>(
+        db,
+        `select action from audit_log where subject = 'monitor' order by position`,
+      );
+    await eventually(async () => (await read()).length > 0);
+    await db.transaction((tx) => appendAudit(tx, { ...facts, at: clock.now(), action: 'test.go' }));
+    fail(new Error('the store is gone'));
+    const failure = await pausing.catch((error: Error) => error.message);
+    expect(failure).to.equal('the store is gone');
+    expect((await read()).map(({ action }) => action)).to.deep.equal([
+      'queue.pause',
+      'test.go',
+      'queue.pause-failed',
+    ]);
   });
 
   it('discards only as many as its caller was shown', async () => {

@@ -30,6 +30,7 @@ import {
 import { sendRecords, type OutgoingRecord } from '@sallyport/transfer';
 import { requireAdminsKept } from './administrators.js';
 import { requireExpected, requireReason, type Change } from './change.js';
+import { lockNames } from './names.js';
 
 /** What passwords that are given must keep to. */
 export type AccountRules = { settings: Settings; breachedFile?: string | undefined };
@@ -81,6 +82,7 @@ export async function createUser(
       next: 'Use 1 to 64 of a-z, 0-9, and . _ @ - after the first character.',
     });
   }
+  await lockNames(tx);
   if (await findUserByLogin(tx, login)) {
     throw new SallyportError('already-exists', `There is a user ${login} already.`);
   }

@@ -1,9 +1,12 @@
 import { createHash } from 'node:crypto';
 import { Type, type Static } from 'typebox';
 import {
+  DisplayName,
+  Email,
   HTTP_JSON_CODES,
   JSON_BODY_LIMITS,
   IDENTITY_CHANGED,
+  Language,
   Name,
   RoleGrantSchema,
   SallyportError,
@@ -30,6 +33,7 @@ import {
 import { sendRecords } from '@sallyport/transfer';
 import type { Change } from './change.js';
 import { DEFAULT_PROFILE_TYPE } from './init.js';
+import { lockNames } from './names.js';
 import { LOGIN, userRecords } from './user-accounts.js';
 
 /** What was imported, or would be. */
@@ -45,9 +49,9 @@ const LineSchema = Type.Object(
     login: Type.String({ minLength: 1, maxLength: 64 }),
     /** argon2id or bcrypt, as other systems export it. */
     verifier: Type.String({ minLength: 20, maxLength: 512 }),
-    display_name: Type.Optional(Type.String({ minLength: 1, maxLength: 200 })),
-    email: Type.Optional(Type.String({ minLength: 3, maxLength: 254 })),
-    language: Type.Optional(Type.String({ pattern: '^[A-Za-z0-9-]{2,35}$' })),
+    display_name: Type.Optional(DisplayName),
+    email: Type.Optional(Email),
+    language: Type.Optional(Language),
     profile_type: Type.Optional(Name),
     roles: Type.Optional(Type.Array(RoleGrantSchema, { maxItems: 10, uniqueItems: true })),
     must_change_password: Type.Optional(Type.Boolean()),
@@ -74,6 +78,7 @@ export async function importUsers(
       next: `Import at most ${MAX_IMPORT_LINES} accounts at once.`,
     });
   }
+  await lockNames(tx);
   const accounts = await readAccounts(tx, lines, settings['argon2.range']);
   const { now, actor, reason = null } = change;
   const users = accounts.map(({ user }) => user);

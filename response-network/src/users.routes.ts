@@ -2,7 +2,10 @@ import { Type, type TSchema } from 'typebox';
 import {
   AdminUserSchema,
   answerVersioned,
+  DisplayName,
+  Email,
   GrantText,
+  Language,
   NoticesSchema,
   readListedUser,
   ReasonText,
@@ -33,9 +36,6 @@ const object = <T extends Record<string, TSchema>>(properties: T) =>
 const nullable = <T extends TSchema>(schema: T) => Type.Union([schema, Type.Null()]);
 
 const Grants = Type.Array(GrantText, { maxItems: 10, uniqueItems: true });
-const DisplayName = Type.String({ minLength: 1, maxLength: 200 });
-const Email = Type.String({ minLength: 3, maxLength: 254 });
-const Language = Type.String({ pattern: '^[A-Za-z0-9-]{2,35}$' });
 const ProfileTypeName = Type.String({ minLength: 1, maxLength: 63 });
 const OneTimeSchema = Type.Object({
   user: AdminUserSchema,

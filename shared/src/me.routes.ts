@@ -7,6 +7,9 @@ import { changeOwnPassword, changeOwnProfile } from './own-account.js';
 import type { Principal, Principals } from './principals.js';
 import { findProfileType } from './profile-types.js';
 import {
+  DisplayName,
+  Email,
+  Language,
   LimitsSchema,
   Name,
   NoticesSchema,
@@ -58,25 +61,9 @@ const MeSchema = Type.Object({
 });
 const ProfileSchema = Type.Object(
   {
-    display_name: Type.Optional(Type.String({ minLength: 1, maxLength: 200 })),
-    email: Type.Optional(
-      orNull(
-        Type.String({
-          minLength: 3,
-          maxLength: 254,
-          pattern: '^[^\\s@]+@[^\\s@]+$',
-          description: 'an e-mail address',
-        }),
-      ),
-    ),
-    language: Type.Optional(
-      orNull(
-        Type.String({
-          pattern: '^[A-Za-z0-9-]{2,35}$',
-          description: 'a language tag such as de or en-GB',
-        }),
-      ),
-    ),
+    display_name: Type.Optional(DisplayName),
+    email: Type.Optional(orNull(Email)),
+    language: Type.Optional(orNull(Language)),
     notices: Type.Optional(NoticesSchema),
   },
   { additionalProperties: false, minProperties: 1 },

@@ -188,7 +188,10 @@ export async function setCadence(
   await keepSchedule(queues, name, resting ? null : act.seconds * 1_000);
 }
 
-/** Acts on a queue and notes it: what the store refuses is not noted as done. */
+/**
+ * Notes an act on a queue, then does it; that it failed is noted too. The log is not held meanwhile,
+ * for a store that does not answer would hold up all who write in it.
+ */
 async function change(
   { db, clock, queues }: QueueAdmin,
   act: QueueAct & { name: WorkerName; action: string; details?: Record<string, unknown> },
@@ -197,14 +200,15 @@ async function change(
   const { actor, reason, name, action, details } = act;
   const queue = (await queues.open()).queue(name);
   const before = { paused: await queue.isPaused() };
-  await db.transaction(async (tx) => {
-    await appendAudit(tx, {
-      at: clock.now(),
-      actor,
-      action,
-      subject: name,
-      details: { reason, before, ...details },
-    });
+  const note = (verb: string, facts: Record<string, unknown>) =>
+    db.transaction((tx) =>
+      appendAudit(tx, { at: clock.now(), actor, action: verb, subject: name, details: facts }),
+    );
+  await note(action, { reason, before, ...details });
+  try {
     await work(queue);
-  });
+  } catch (error) {
+    await note(`${action}-failed`, { reason });
+    throw error;
+  }
 }

@@ -30,6 +30,17 @@ const Counter = Type.Integer({ minimum: 0, maximum: 2_147_483_647 });
 export const Name = Type.String({ pattern: '^[a-z0-9][a-z0-9._-]{0,62}$' });
 /** Login names are case-folded before they are stored or sent. */
 export const LoginName = Type.String({ pattern: '^[a-z0-9][a-z0-9._@-]{0,63}$' });
+export const DisplayName = Type.String({ minLength: 1, maxLength: 200 });
+export const Email = Type.String({
+  minLength: 3,
+  maxLength: 254,
+  pattern: '^[^\\s@]+@[^\\s@]+$',
+  description: 'an e-mail address',
+});
+export const Language = Type.String({
+  pattern: '^[A-Za-z0-9-]{2,35}$',
+  description: 'a language tag such as de or en-GB',
+});
 const Reason = nullable(text(64, 1));
 
 export const NETWORKS = ['request', 'response'] as const;
@@ -175,7 +186,7 @@ const profileProperties = {
   profile_version: Counter,
   display_name: text(200),
   email: nullable(text(254, 3)),
-  language: nullable(Type.String({ pattern: '^[A-Za-z0-9-]{2,35}$' })),
+  language: nullable(Language),
   notices: NoticesSchema,
 };
 
