@@ -89,7 +89,7 @@ describe('administration of the request network over HTTP', () => {
     expect(await usage(await network.tokenOf('ada'))).to.deep.equal([]);
   });
 
-  it('keeps the versions that arrive', async () => {
+  it('keeps the versions that arrive, and those that begin again', async () => {
     const { settings } = await network.replica.rules();
     expect(settings['session.minutes']).to.equal(15);
     const record = (version: number, value: number) => ({
@@ -102,6 +102,11 @@ describe('administration of the request network over HTTP', () => {
     await network.apply(setting ? [setting] : [], [record(2, 25)]);
     const diff = await get('/v1/admin/settings/session.minutes/diff?from=1&to=2');
     expect(diff.body['changes']).to.deep.equal([{ path: '/value', before: 20, after: 25 }]);
+    await network.db('settings').where({ key: 'session.minutes' }).update({ version: 0 });
+    await network.apply(setting ? [setting] : [], [record(1, 30)]);
+    await network.apply(setting ? [setting] : [], [record(1, 35)]);
+    const again = await get('/v1/admin/settings/session.minutes/diff?from=1&to=2');
+    expect(again.body['changes']).to.deep.equal([{ path: '/value', before: 30, after: 25 }]);
     expect(await verifyAudit(network.db)).to.include({ ok: true });
   });
 });

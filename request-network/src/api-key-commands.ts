@@ -11,7 +11,7 @@ import {
   KEY_STATES,
   SCOPES,
   changeKey,
-  changeKeys,
+  withKeyChange,
   listKeys,
   type ApiKey,
   type KeyState,
@@ -34,7 +34,7 @@ export function apiKeyCommands(installation: () => Installation<RequestNetwork>)
       withNetwork(installation(), async (network) => {
         if (!reason?.trim()) throw usage('A reason is needed.', 'Give it with --reason.');
         const act = { ref: { id }, at: network.clock.now(), actor: commandLineActor(), reason };
-        return showKeys([await changeKeys(network, (tx) => changeKey(tx, verb, act))]);
+        return showKeys([await withKeyChange(network, (tx) => changeKey(tx, verb, act))]);
       }),
   });
   return {

@@ -1,7 +1,7 @@
 import { addNotices, rows, type Database } from '@sallyport/shared';
 
 /** How many days ahead a user is warned that a key ends. */
-export const WARNED_DAYS = [30, 14, 7, 1] as const;
+const WARNED_DAYS = [30, 14, 7, 1] as const;
 
 const PAGE = 1_000;
 const KEPT_DAYS = 90;

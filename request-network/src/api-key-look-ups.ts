@@ -66,7 +66,7 @@ async function noteKeysUsed(db: Database, used: ReadonlyMap<string, Date>): Prom
 const FIND_BY_KEY = {
   name: 'find_principal_by_key',
   text: `
-    select ${PRINCIPAL_COLUMNS}, 0 as generation, k.id as key_id, k.scopes, k.expires_at,
+    select ${PRINCIPAL_COLUMNS}, k.id as key_id, k.scopes, k.expires_at,
       k.first_used_at
     from api_keys k join users u on u.id = k.user_id
     where k.hash = $1 and k.revoked_at is null and k.disabled_at is null

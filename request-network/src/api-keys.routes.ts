@@ -15,7 +15,7 @@ import {
   KEY_STATES,
   SCOPES,
   changeKey,
-  changeKeys,
+  withKeyChange,
   listKeys,
   readKey,
   renameKey,
@@ -203,7 +203,7 @@ function addOwnKeyRoutes(routes: Routes<Principal>, network: RequestNetwork): vo
         expiresAt: timeOf(body.expires_at),
         ...actBy(actor),
       };
-      const made = await changeKeys(network, (tx) => rotateKey(tx, rules, wanted));
+      const made = await withKeyChange(network, (tx) => rotateKey(tx, rules, wanted));
       return { status: 201, body: { ...viewOwn(made), key: made.key } };
     },
   });
@@ -216,7 +216,7 @@ function addOwnKeyRoutes(routes: Routes<Principal>, network: RequestNetwork): vo
     responses: { 204: { description: 'It is worthless now.' }, 404: NOT_YOURS },
     async handler({ params, actor }) {
       const act = { ref: refOf(params, actor), ...actBy(actor) };
-      await changeKeys(network, (tx) => changeKey(tx, 'revoke', act));
+      await withKeyChange(network, (tx) => changeKey(tx, 'revoke', act));
       return { status: 204 };
     },
   });
@@ -282,7 +282,7 @@ function addAdminKeyRoutes(routes: Routes<Principal>, network: RequestNetwork): 
           actor: actorOf(actor),
           reason: body.reason,
         };
-        const key = await changeKeys(network, (tx) => changeKey(tx, change, act));
+        const key = await withKeyChange(network, (tx) => changeKey(tx, change, act));
         return { status: 200, body: key };
       },
     });

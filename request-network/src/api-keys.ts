@@ -202,8 +202,8 @@ export async function readKey(
   });
 }
 
-/** Changes keys in one transaction and lets every process forget who it knew by them. */
-export async function changeKeys<T>(
+/** Does a change of keys in one transaction and lets every process forget who it knew by them. */
+export async function withKeyChange<T>(
   { db, principals }: { db: Database; principals: Pick<Principals, 'drop'> },
   work: (tx: Transaction) => Promise<T>,
 ): Promise<T> {

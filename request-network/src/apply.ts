@@ -36,7 +36,7 @@ export function requestApplies(replica: Replica): ApplyTable {
 function keeping(type: RecordType, kind: RevisionKind, apply: Apply): Apply {
   return async (tx, batch, now) => {
     if (type === 'profile_type') await auditOlderRights(tx, batch, now);
-    await keepArrived(tx, { type, kind }, now);
+    await keepArrived(tx, { type, kind, snapshot: batch.kind === 'snapshot' }, now);
     await apply(tx, batch, now);
   };
 }

@@ -2,6 +2,7 @@ import { Type, type TSchema } from 'typebox';
 import {
   LIMITS_CHANGED,
   PageQuery,
+  READERS,
   ROLES,
   ReasonText,
   Timestamp,
@@ -43,7 +44,7 @@ const WindowSchema = Type.Object({
     spent: Type.Boolean(),
   }),
 });
-const LimitsSchema = Type.Object({
+const LimitsViewSchema = Type.Object({
   state: oneOf('normal', 'warning', 'grace', 'blocked', 'admin_block'),
   windows: Type.Array(WindowSchema),
   max_cost_now: whole,
@@ -52,7 +53,7 @@ const LimitsSchema = Type.Object({
   blocked: nullable(Type.Object({ until: nullable(Timestamp), reason: Type.String() })),
 });
 const SubjectSchema = Type.Object({
-  ...LimitsSchema.properties,
+  ...LimitsViewSchema.properties,
   subject: Uuid,
   kind: oneOf('user', 'key'),
   login: Type.String(),
@@ -96,7 +97,7 @@ const ACTS = {
   unblock: [body({}), 'Take submits again'],
 } as const satisfies Record<LimitAct['act'], readonly [TSchema, string]>;
 
-const SEE = { roles: ['operator', 'admin', 'auditor'] } as const;
+const SEE = { roles: READERS };
 const NOBODY = { description: 'Nobody with limits has this id.' };
 
 /** One's own limits, and what admins see and do of everybody's. */
@@ -110,7 +111,7 @@ export function addLimitRoutes(routes: Routes<Principal>, network: RequestNetwor
     roles: ROLES,
     scope: 'requests:read',
     uncounted: true,
-    responses: { 200: { description: 'Your limits.', schema: LimitsSchema } },
+    responses: { 200: { description: 'Your limits.', schema: LimitsViewSchema } },
     async handler({ actor }) {
       return { status: 200, body: await readOwnLimits(db, actor, limiter.at()) };
     },

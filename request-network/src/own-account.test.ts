@@ -69,6 +69,8 @@ describe('one’s own account', () => {
     const { token } = await logIn('operator');
     const sessions = () => network.call('/v1/sessions', { as: token });
     expect((await sessions()).body).to.include({ code: 'password-change-required' });
+    const board = await network.call('/admin/queues/', { as: token });
+    expect(board.body).to.include({ code: 'password-change-required' });
     expect((await change(token, { current: PASSWORD, new: NEXT })).status).to.equal(204);
     expect((await sessions()).status).to.equal(200);
     const me = await network.call('/v1/me', { as: token });

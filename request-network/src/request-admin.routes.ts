@@ -1,6 +1,5 @@
 import { Type } from 'typebox';
-import { PageQuery, readPage, type Principal, type Routes } from '@sallyport/shared';
-import { READERS } from '@sallyport/transfer';
+import { PageQuery, READERS, readPage, type Principal, type Routes } from '@sallyport/shared';
 import type { RequestNetwork } from './network.js';
 import { EventSchema } from './request-schemas.js';
 import {

@@ -3,7 +3,7 @@ import { FINAL_STATUSES, firstIdAt, rows, type Database } from '@sallyport/share
 /** What somebody submitted on one UTC day, and how it ended so far. */
 export type DayOfUsage = { day: string; submitted: number; delivered: number; open: number };
 
-export const USAGE_DAYS = 30;
+const USAGE_DAYS = 30;
 
 const DAY_MS = 86_400_000;
 const FINAL = FINAL_STATUSES.map((status) => `'${status}'`).join(', ');

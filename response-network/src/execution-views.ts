@@ -21,7 +21,7 @@ const oneOf = <T extends string>(...values: readonly T[]) =>
 const Moment = Type.Union([Timestamp, Type.Null()]);
 const strict = { additionalProperties: false };
 
-export const EXECUTION_STATES = ['received', 'running', 'done'] as const;
+const EXECUTION_STATES = ['received', 'running', 'done'] as const;
 
 /** A request that came across, as far as it has been searched; never its query or answer. */
 export const ExecutionSchema = Type.Object(

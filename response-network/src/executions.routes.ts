@@ -1,13 +1,13 @@
 import { Type } from 'typebox';
 import {
   PageQuery,
+  READERS,
   ReasonText,
   actorOf,
   readPage,
   type Principal,
   type Routes,
 } from '@sallyport/shared';
-import { READERS } from '@sallyport/transfer';
 import { killExecution, retryExecution } from './execution-acts.js';
 import {
   ExecutionFilter,

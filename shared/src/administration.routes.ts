@@ -17,6 +17,7 @@ import {
   Timestamp,
   Uuid,
 } from './records.js';
+import { READERS } from './role-sets.js';
 import { listRevisions, readRevision, type RevisionKind } from './revisions.js';
 import { SETTINGS } from './settings.js';
 import { listSettingStates, readSettingState, type SettingState } from './stored-settings.js';
@@ -29,9 +30,6 @@ export type AdministrationContext = {
   /** Where the documents of a dataset are, on the network that knows it. */
   sourceOf?: (dataset: Dataset) => Promise<object | null>;
 };
-
-/** Who may look at everything that is administered. */
-export const READERS = ['operator', 'admin', 'auditor'] as const;
 
 const object = <T extends Record<string, TSchema>>(properties: T) =>
   Type.Object(properties, { additionalProperties: false });

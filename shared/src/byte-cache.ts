@@ -23,14 +23,15 @@ export const FORM_MARK = '#';
 const OVERHEAD_BYTES = 512;
 
 /**
- * The key of an entry: whose it is, and what; none of the parts has a slash. Scopes are read from it.
+ * The key of an entry: whose it is, and what. Scopes are read from it, so neither the dataset nor the
+ * user has a slash; `what` may.
  */
 export function cacheKey(parts: { dataset: string; user: string; what: string }): string {
   return `${parts.dataset}/${parts.user}/${parts.what}`;
 }
 
 /** Whether a key lies in the scope, in whatever form. */
-export function isInScope(key: string, scope: CacheScope): boolean {
+function isInScope(key: string, scope: CacheScope): boolean {
   const [dataset, user] = key.split('/', 2);
   if (scope.dataset !== undefined && scope.dataset !== dataset) return false;
   if (scope.user !== undefined && scope.user !== user) return false;

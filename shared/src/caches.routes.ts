@@ -8,6 +8,7 @@ import { SallyportError } from './errors.js';
 import type { Routes } from './http-routes.js';
 import type { Principal } from './principals.js';
 import { LoginName, Name } from './records.js';
+import { READERS } from './role-sets.js';
 import { ReasonText } from './schema.js';
 import { findUserByLogin } from './users.js';
 
@@ -15,7 +16,6 @@ import { findUserByLogin } from './users.js';
 export type CacheContext = { db: Database; clock: Clock; cache: Cache };
 
 const strict = { additionalProperties: false };
-const READERS = ['operator', 'admin', 'auditor'] as const;
 const ClearSchema = Type.Object(
   {
     scope: Type.Unsafe<'all' | 'dataset' | 'user'>({

@@ -1,13 +1,13 @@
 import { Router, type Express, type Request, type Response } from 'express';
 import { SallyportError } from './errors.js';
 import { callState } from './http-problems.js';
-import type { Actor } from './http-routes.js';
+import { requireAccess, type Actor } from './http-routes.js';
 import type { QueueAccess } from './queue-access.js';
+import { READERS } from './role-sets.js';
 import { listWorkers } from './workers.js';
 
 /** Where the browser of the queues lies. */
-export const BOARD_PATH = '/admin/queues';
-const READERS = ['admin', 'operator', 'auditor'];
+const BOARD_PATH = '/admin/queues';
 /** Everything from this host; its own styles stand in the page. */
 const POLICY = [
   "default-src 'none'",
@@ -46,7 +46,7 @@ export function queueBoard<A extends Actor>(
     state.route = BOARD_PATH;
     const actor = await authenticate(req);
     state.actor = actor.id;
-    requireReader(actor);
+    requireAccess(actor, { roles: READERS });
     if (req.method !== 'GET' && req.method !== 'HEAD') {
       res.setHeader('Allow', 'GET, HEAD');
       throw new SallyportError('method-not-allowed', 'Queues are only looked at here.', {
@@ -60,13 +60,6 @@ export function queueBoard<A extends Actor>(
     app(req, res, next);
   });
   return router;
-}
-
-function requireReader(actor: Actor): void {
-  if (actor.scopes === 'all' && READERS.some((role) => (actor.roles as string[]).includes(role))) {
-    return;
-  }
-  throw new SallyportError('role-missing', `This is for: ${READERS.join(', ')}.`);
 }
 
 async function openBoard(access: Pick<QueueAccess, 'open'>): Promise<Board> {

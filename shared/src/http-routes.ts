@@ -155,7 +155,11 @@ export function createRoutes<A extends Actor>(
   };
 }
 
-function requireAccess(
+/**
+ * That somebody may call what is for these roles.
+ * @throws SallyportError `password-change-required`, `role-missing`, `scope-missing`.
+ */
+export function requireAccess(
   actor: Actor,
   {
     roles,

@@ -45,6 +45,7 @@ export * from './queues.routes.js';
 export * from './read-limits.js';
 export * from './records.js';
 export * from './revisions.js';
+export * from './role-sets.js';
 export * from './running-workers.js';
 export * from './samples.js';
 export * from './schema.js';

@@ -18,9 +18,9 @@ import {
   type QueueView,
 } from './queue-admin.js';
 import { Timestamp, type Role } from './records.js';
+import { READERS } from './role-sets.js';
 import { ReasonText, compileSchema } from './schema.js';
 
-const READERS: readonly Role[] = ['operator', 'admin', 'auditor'];
 const ADMINS: readonly Role[] = ['admin'];
 const WORKER = { worker: /^[a-z-]{1,40}$/ };
 const strict = { additionalProperties: false };

@@ -28,10 +28,14 @@ export async function keepRevision(
   });
 }
 
-/** Keeps what the records of one type in `incoming` say, as versions of things. */
+/**
+ * Keeps what the records of one type in `incoming` say, as versions of things, before they are
+ * applied. A setting that a restore forgot begins again at version 1: what comes into force then
+ * takes the place of what had that version before.
+ */
 export async function keepArrived(
   tx: Transaction,
-  { type, kind }: { type: RecordType; kind: RevisionKind },
+  { type, kind, snapshot }: { type: RecordType; kind: RevisionKind; snapshot: boolean },
   now: Date,
 ): Promise<void> {
   const [id, data] =
@@ -41,9 +45,15 @@ export async function keepArrived(
   await rows(
     tx,
     `insert into revisions (kind, id, version, at, actor, reason, data)
-     select ?, ${id}, (d->>'version')::integer, ?, 'worker:import-batches', null, ${data}
-     from incoming where t = ? on conflict do nothing`,
-    [kind, now, type],
+     select distinct on (2, 3) ?, ${id}, (d->>'version')::integer, ?::timestamptz,
+       'worker:import-batches', null, ${data}
+     from incoming where t = ? order by 2, 3, line
+     on conflict (kind, id, version) do update set
+       at = excluded.at, actor = excluded.actor, reason = null, data = excluded.data
+     where excluded.kind = 'setting' and excluded.data <> revisions.data
+       and (? or excluded.version > coalesce(
+         (select s.version from settings s where s.key = excluded.id), 0))`,
+    [kind, now, type, snapshot],
   );
 }
 

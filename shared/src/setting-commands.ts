@@ -40,7 +40,7 @@ export function settingReadCommands(use: UseDatabase): Commands {
 }
 
 /** One setting in lines. */
-export function describeSetting(state: SettingState): string {
+function describeSetting(state: SettingState): string {
   const { key, value, source, syncedValue, localValue } = state;
   const facts: [string, unknown][] = [
     [key, value],

@@ -4,6 +4,7 @@ import type { Database } from './database.js';
 import { SallyportError } from './errors.js';
 import type { Routes } from './http-routes.js';
 import type { Principal } from './principals.js';
+import { READERS } from './role-sets.js';
 import { DURATIONS, percentile, readSamples, type SampleData } from './samples.js';
 
 /** What the statistics of a network are made from. */
@@ -36,7 +37,7 @@ export function addStatisticsRoutes(routes: Routes<Principal>, context: Statisti
     method: 'get',
     path: '/v1/admin/stats',
     summary: 'What happened over a window, in steps: requests, stages, batches, cache, limits',
-    roles: ['operator', 'admin', 'auditor'],
+    roles: READERS,
     query: Type.Object(
       {
         window: Type.Optional(duration('a whole number of m, h or d, such as 24h')),

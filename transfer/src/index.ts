@@ -36,7 +36,7 @@ export * from './sending/outbox.js';
 export * from './receiving/quarantine.js';
 export type { LostBatch, NetworkRules } from './sending/network-rules.js';
 export { resendMissing } from './sending/resend.js';
-export { ACTORS, READERS, type OperationsContext } from './routes/context.js';
+export { ACTORS, type OperationsContext } from './routes/context.js';
 export { addHealthRoutes } from './routes/health.routes.js';
 export { addOperationRoutes } from './routes/operations.routes.js';
 export { judgeBatch, type Question, type Verdict } from './second-validator/judge.js';

@@ -222,7 +222,7 @@ async function dropUpload(db: Database, node: Node, id: string): Promise<void> {
 }
 
 /** How an uploaded file is called in the inbox. */
-export function uploadName(id: string): string {
+function uploadName(id: string): string {
   return `upload-${id}.batch`;
 }
 

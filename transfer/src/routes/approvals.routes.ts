@@ -1,6 +1,7 @@
 import { Type } from 'typebox';
 import {
   PageQuery,
+  READERS,
   ReasonText,
   Timestamp,
   Uuid,
@@ -12,7 +13,7 @@ import {
 import { decideApproval, listApprovals, type Approval } from '../custody/approvals.js';
 import { tidyOutbox } from '../sending/store.js';
 import { afterCursor, timeCursor } from './lists.js';
-import { ACTORS, READERS, type OperationsContext } from './context.js';
+import { ACTORS, type OperationsContext } from './context.js';
 
 const nullable = (schema: typeof Timestamp) => Type.Union([schema, Type.Null()]);
 const strict = { additionalProperties: false };

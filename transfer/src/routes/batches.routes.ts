@@ -3,6 +3,7 @@ import { pipeline } from 'node:stream/promises';
 import { Type } from 'typebox';
 import {
   PageQuery,
+  READERS,
   ReasonText,
   STREAM_NAMES,
   UserTime,
@@ -27,7 +28,7 @@ import {
 } from '../custody/batch-views.js';
 import { sealNow } from '../sending/seal-now.js';
 import { ApprovalSchema, viewApproval } from './approvals.routes.js';
-import { ACTORS, READERS, type OperationsContext } from './context.js';
+import { ACTORS, type OperationsContext } from './context.js';
 
 const oneOf = <T extends string>(values: readonly T[]) =>
   Type.Unsafe<T>({ type: 'string', enum: values });

@@ -10,7 +10,5 @@ export type OperationsContext = {
   queues: Pick<QueueAccess, 'wake'>;
 };
 
-/** Who may look. */
-export const READERS: readonly Role[] = ['operator', 'admin', 'auditor'];
 /** Who may act. */
 export const ACTORS: readonly Role[] = ['operator', 'admin'];

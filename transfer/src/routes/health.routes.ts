@@ -1,6 +1,5 @@
-import type { Principal, Routes } from '@sallyport/shared';
+import { READERS, type Principal, type Routes } from '@sallyport/shared';
 import { readHealth, type HealthContext } from '../health.js';
-import { READERS } from './context.js';
 
 /** The detailed health of a network, for those who run it. */
 export function addHealthRoutes(routes: Routes<Principal>, context: HealthContext): void {

@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { Type } from 'typebox';
 import {
   PageQuery,
+  READERS,
   SallyportError,
   actorOf,
   readPage,
@@ -19,7 +20,7 @@ import {
   receivePiece,
   type Upload,
 } from '../receiving/uploads.js';
-import { ACTORS, READERS, type OperationsContext } from './context.js';
+import { ACTORS, type OperationsContext } from './context.js';
 
 type RawCall = Call<Principal, unknown, unknown>;
 

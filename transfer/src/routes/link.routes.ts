@@ -1,7 +1,7 @@
-import type { Principal, Routes } from '@sallyport/shared';
+import { READERS, type Principal, type Routes } from '@sallyport/shared';
 import { readClockOffset } from '../custody/clock-offset.js';
 import { readLinkStatus } from '../custody/link-status.js';
-import { READERS, type OperationsContext } from './context.js';
+import type { OperationsContext } from './context.js';
 
 /** How the crossing stands, in both directions. */
 export function addLinkRoutes(routes: Routes<Principal>, { db, node }: OperationsContext): void {

@@ -1,6 +1,7 @@
 import { Type } from 'typebox';
 import {
   PageQuery,
+  READERS,
   ReasonText,
   STREAM_NAMES,
   actorOf,
@@ -17,7 +18,7 @@ import {
 } from '../receiving/quarantine.js';
 import { ApprovalSchema, viewApproval } from './approvals.routes.js';
 import { afterCursor, timeCursor } from './lists.js';
-import { ACTORS, READERS, type OperationsContext } from './context.js';
+import { ACTORS, type OperationsContext } from './context.js';
 
 const strict = { additionalProperties: false };
 const NOT_FOUND = { description: 'No refused file has this id.' };
